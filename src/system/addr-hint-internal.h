@@ -1,0 +1,90 @@
+/*
+ * Device access by address hint: the layout of a reference table
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef ADDR_HINT_INTERNAL_H
+#define ADDR_HINT_INTERNAL_H
+
+#include "system/addr-hint.h"
+
+/*
+ * 4 ways, 768 entries, 36 KiB per vCPU.  Memory is hashed by page, because a
+ * device's registers lie together in one; ports by eight, because a page of
+ * ports holds dozens of devices.
+ */
+#define ADDR_HINT_WAYS 4
+#define ADDR_HINT_MEM_SET_BITS 7
+#define ADDR_HINT_IO_SET_BITS 6
+#define ADDR_HINT_MEM_SETS (1u << ADDR_HINT_MEM_SET_BITS)
+#define ADDR_HINT_IO_SETS (1u << ADDR_HINT_IO_SET_BITS)
+#define ADDR_HINT_MEM_SHIFT 12
+#define ADDR_HINT_IO_SHIFT 3
+
+/**
+ * struct AddrHintTarget: what answers a range
+ * @mr: the region; valid as long as the set's serial is the view's.  The rules
+ *      in its callback table must not change while it is in a view.
+ * @offset: offset in @mr of the first byte of the range
+ * @read_sizes: access sizes in bytes, each a bit of the same value, of which
+ *              an aligned read is one call of the device's callback
+ * @write_sizes: the same for writes
+ */
+typedef struct AddrHintTarget {
+    MemoryRegion *mr;
+    hwaddr offset;
+    uint8_t read_sizes;
+    uint8_t write_sizes;
+} AddrHintTarget;
+
+/**
+ * struct AddrHintSet: the entries that share one hash value
+ * @serial: serial of the dispatch that all entries were taken from, 0 if none
+ * @base: first address of each range
+ * @size: length of each range in bytes, 0 when the entry is empty
+ * @target: what answers each range
+ * @candidate: base of the range that missed last when the set was full
+ * @victim: the way that makes room next
+ *
+ * Only the thread that owns the table reads or writes a set, so a hit dirties
+ * no cache line that another vCPU uses.
+ */
+typedef struct AddrHintSet {
+    uint64_t serial;
+    hwaddr base[ADDR_HINT_WAYS];
+    hwaddr size[ADDR_HINT_WAYS];
+    AddrHintTarget target[ADDR_HINT_WAYS];
+    hwaddr candidate;
+    unsigned victim;
+} QEMU_ALIGNED(64) AddrHintSet;
+
+struct AddrHintTable {
+    AddrHintSet mem[ADDR_HINT_MEM_SETS];
+    AddrHintSet io[ADDR_HINT_IO_SETS];
+    AddrHintCounters counters;
+    MemOp target_order;         /* MO_LE or MO_BE */
+};
+
+/* One thread writes a counter, others may read it at any time. */
+static inline void addr_hint_count(unsigned long *counter)
+{
+    qatomic_set(counter, *counter + 1);
+}
+
+/**
+ * addr_hint_fill: remember which region answers a range
+ * @table: the table
+ * @set: the set that @section's address hashed to; already of @serial
+ * @section: the section, of a region that addr_hint_usable() accepts
+ *
+ * A free way is used at once.  A full set takes a range only when it is also
+ * the range that missed there last, so that many ranges which are used in turn
+ * seldom replace each other.
+ */
+void addr_hint_fill(AddrHintTable *table, AddrHintSet *set,
+                    const MemoryRegionSection *section);
+
+#endif
