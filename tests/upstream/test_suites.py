@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The comparison of upstream's suites finds what it must find."""
+import contextlib
+import importlib.machinery
+import importlib.util
+import io
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'upstream-suites'
+
+
+def load():
+    loader = importlib.machinery.SourceFileLoader('upstream_suites',
+                                                  str(SCRIPT))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader('upstream_suites', loader))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+def entry(result='OK', **subtests):
+    made = {'result': result, 'seconds': 1,
+            'subtests': {f'/{k}': v for k, v in subtests.items()}}
+    if result == 'SKIP':
+        made['reason'] = 'because'
+    elif result != 'OK':
+        made.update(stdout='out', stderr='err')
+    return made
+
+
+class Suites(unittest.TestCase):
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.suites = load()
+        self.folder = Path(folder.name)
+        known = self.folder / 'known'
+        known.write_text('# comment\n\nbad  -  broken here\n'
+                         'part  /b  known part\n')
+        self.suites.KNOWN = known
+        self.suites.ROOT = self.folder
+        self.suites.report_dir = self.report_dir
+
+    def report_dir(self, *parts):
+        path = self.folder.joinpath('report', *parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def judge(self, base, series):
+        verdict = self.suites.Verdict('test')
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.suites.judge(verdict, base, series)
+        return verdict
+
+    def failures(self, base, series):
+        return [(f['test'], f['why']) for f in self.judge(base, series).failed]
+
+    def test_tap(self):
+        text = ('# noise\n1..5\nok 1 /a\nnot ok 2 /b\n'
+                'ok 3 /c # SKIP no socat\nok 4 /d/e f\nok 5 - /g\n')
+        self.assertEqual(self.suites.subtests_of(text), {
+            '/a': 'ok', '/b': 'fail', '/c': 'skip: no socat',
+            '/d/e f': 'ok', '/g': 'ok'})
+
+    def test_skip_reason(self):
+        reason = self.suites.skip_reason
+        self.assertEqual(reason('1..0 # SKIP no numa\n', ''), 'no numa')
+        self.assertEqual(reason('1..0\n', '# skip unsupported aes\n'),
+                         'unsupported aes')
+        self.assertEqual(reason('ok 1 /x # SKIP no socat\n', ''), 'no socat')
+        self.assertIn('no case', reason('1..0\n', ''))
+
+    def test_equal(self):
+        tests = {'t': entry(a='ok', b='ok'), 'u': entry()}
+        verdict = self.judge(tests, tests)
+        self.assertEqual((verdict.passed, verdict.failed), (3, []))
+
+    def test_changes_fail(self):
+        base = {'t': entry(a='ok', b='ok')}
+        for series, why in (
+                ({}, 'absent from the series'),
+                ({'t': entry('ERROR', a='ok')}, 'OK on the base, ERROR'),
+                ({'t': entry(a='ok', b='fail')}, '/b (ok -> fail)'),
+                ({'t': entry(a='ok')}, '/b (ok -> absent)'),
+                ({'t': entry(a='skip: x', b='ok')}, '/a (ok -> skip: x)')):
+            with self.subTest(why=why):
+                failures = self.failures(base, series)
+                self.assertEqual(len(failures), 1)
+                self.assertIn(why, failures[0][1])
+
+    def test_new_subtest_is_welcome(self):
+        verdict = self.judge({'t': entry(a='ok')}, {'t': entry(a='ok', n='ok')})
+        self.assertEqual((verdict.passed, verdict.failed), (2, []))
+
+    def test_new_subtest_that_fails(self):
+        self.assertEqual(len(self.failures(
+            {'t': entry(a='ok')}, {'t': entry(a='ok', n='fail')})), 1)
+
+    def test_new_test(self):
+        self.assertEqual(self.failures({}, {'n': entry(a='ok')}), [])
+        self.assertEqual(self.failures({}, {'n': entry('FAIL', a='fail')}),
+                         [('n', 'new test: FAIL')])
+
+    def test_base_failure_must_be_listed(self):
+        bad = entry('ERROR', a='ok')
+        self.assertEqual(len(self.failures({'x': bad}, {'x': bad})), 1)
+        verdict = self.judge({'bad': bad}, {'bad': bad})
+        self.assertEqual(verdict.failed, [])
+        self.assertIn('broken here', verdict.skipped[0]['reason'])
+
+    def test_known_subtest(self):
+        part = entry(a='ok', b='known failure')
+        verdict = self.judge({'part': part}, {'part': part})
+        self.assertEqual((verdict.passed, verdict.failed), (1, []))
+        self.assertIn('known part', verdict.skipped[0]['reason'])
+
+    def test_skips_are_named(self):
+        tests = {'t': entry('SKIP'), 'u': entry(a='ok', b='skip: no disk')}
+        verdict = self.judge(tests, tests)
+        self.assertEqual({s['test']: s['reason'] for s in verdict.skipped},
+                         {'t': 'because', 'u/b': 'no disk'})
+
+    def test_bad_list(self):
+        self.suites.KNOWN.write_text('only two\n')
+        with self.assertRaisesRegex(self.suites.SetupError, 'line 1'):
+            self.suites.known_failures()
+
+
+if __name__ == '__main__':
+    unittest.main()
