@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# make run     install what is needed, build the series, boot a guest with the
+#              mechanisms on and show what they did
+# make check   all tests
+# make help    the other targets
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+TO      ?=
+TIERS   := series unit guest libvirt asan
+
+.PHONY: run check bench build build-base build-asan tree export series \
+        series-check stat rebase rehearse install docs clean help bootstrap \
+        $(addprefix check-,$(TIERS))
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '3,6p'
+	@echo 'make build | build-base | build-asan   one variant of QEMU'
+	@echo 'make check-TIER                        $(TIERS)'
+	@echo 'make bench                             benchmarks, report in build/bench/index.html'
+	@echo 'make tree | export | series            edit cycle: see docs/developing.rst'
+	@echo 'make series-check | stat               check and measure the patches'
+	@echo 'make rehearse TO=tag-or-directory      try the series on another base'
+	@echo 'make rebase TO=tag-or-directory        move the series to another base'
+	@echo 'make install PREFIX=$(PREFIX) DESTDIR= install the series build'
+	@echo 'make docs | clean'
+
+bootstrap:
+	@scripts/bootstrap
+
+run: bootstrap build
+	@tests/guest/demo.py
+
+check: bootstrap
+	@scripts/check
+
+$(addprefix check-,$(TIERS)): check-%: bootstrap
+	@scripts/check $*
+
+build: bootstrap
+	@scripts/build series
+
+build-base: bootstrap
+	@scripts/build base
+
+build-asan: bootstrap
+	@scripts/build asan
+
+bench: bootstrap
+	@scripts/build base
+	@scripts/build series
+	@tests/bench/run
+
+tree: bootstrap
+	@scripts/fetch-base
+	@scripts/series prepare
+
+export:
+	@scripts/series export
+
+series: tree
+	@scripts/series series
+
+series-check: tree
+	@scripts/series check
+
+stat:
+	@scripts/series stat
+
+rehearse rebase: tree
+	@test -n '$(TO)' || { echo 'say onto what: make $@ TO=v11.0.0 or TO=/dir' >&2; exit 2; }
+	@scripts/series $@ '$(TO)'
+
+install: build
+	@scripts/install '$(PREFIX)' '$(DESTDIR)'
+
+docs: bootstrap
+	@scripts/build-docs
+
+clean:
+	rm -rf build/out build/out-asan build/base/out build/report build/bench build/docs
