@@ -36,8 +36,8 @@ CASES = (
     ('256 regions, read', 256, 0),
     ('512 regions, read', 512, 0),
     ('512 regions, Zipf, read', 512, ZIPF),
-    ('4096 regions, Zipf, read', 4096, ZIPF),
-    ('4096 regions, read', 4096, 0),
+    ('4000 regions, Zipf, read', 4000, ZIPF),
+    ('4000 regions, read', 4000, 0),
     ('8 lockless regions, read', 8, LOCKLESS),
 )
 DEV = 'dispatch-testdev,addr=04.0'
