@@ -40,6 +40,7 @@ CASES = (
     ('4000 regions, read', 4000, 0),
     ('8 lockless regions, read', 8, LOCKLESS),
 )
+PAYLOAD_EXIT = 0x10 << 1 | 1     # ports.S, through isa-debug-exit
 DEV = 'dispatch-testdev,addr=04.0'
 BARS = ((0x10, 0xe0000000), (0x14, 0xe2000000), (0x18, 0xc000))
 
@@ -140,7 +141,7 @@ def guest_instructions(build, machine, count):
     """Return the instructions of a whole run of the payload 'ports'."""
     image = build_image('ports', {'COUNT': count})
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
+        done = subprocess.run(
             callgrind(folder) + [
                 str(build / 'qemu-system-x86_64'), '-machine', machine,
                 '-accel', 'tcg,thread=single', '-nodefaults', '-display',
@@ -150,6 +151,9 @@ def guest_instructions(build, machine, count):
                 'isa-debug-exit,iobase=0xf4,iosize=1'],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, timeout=300)
+        if done.returncode != PAYLOAD_EXIT:
+            raise BenchError(f'{build}: the payload did not reach its end '
+                             f'(exit code {done.returncode})')
         return sum(instructions(p) for p in Path(folder).iterdir())
 
 

@@ -5,6 +5,7 @@ As root it runs in a mount namespace of its own (see private-libvirtd) and
 serves qemu:///system; as another user it serves qemu:///session from private
 XDG directories.  Neither touches the system's configuration or daemons.
 """
+import atexit
 import json
 import os
 import pwd
@@ -78,6 +79,8 @@ class Libvirtd:
         self.log = report_dir('libvirt') / 'libvirtd.log'
         self.dir = Path(tempfile.mkdtemp(prefix='hotvirt-', dir='/tmp'))
         self._process = None
+        # unittest runs no clean-ups when it is interrupted
+        atexit.register(self.close)
         libvirtd = find_libvirtd()
         start = self._system if os.geteuid() == 0 else self._session
         try:
@@ -146,8 +149,10 @@ class Libvirtd:
                              f'{self.log}:\n{console_tail(self.log)}')
 
     def close(self):
-        """End libvirtd and remove what it made."""
+        """End the domains and libvirtd, and remove what it made."""
+        atexit.unregister(self.close)
         if self._process:
+            self._destroy_domains()
             self._process.terminate()
             try:
                 self._process.wait(20)
@@ -155,6 +160,13 @@ class Libvirtd:
                 self._process.kill()
                 self._process.wait()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _destroy_domains(self):
+        try:
+            for name in self.virsh('list', '--name').split():
+                self.virsh('destroy', name)
+        except (VirshError, subprocess.TimeoutExpired):
+            pass        # libvirtd did not start, or is stuck
 
     def virsh(self, *args):
         """Run a virsh command; return its output or raise VirshError."""

@@ -128,6 +128,68 @@ class Suites(unittest.TestCase):
         self.assertEqual({s['test']: s['reason'] for s in verdict.skipped},
                          {'t': 'because', 'u/b': 'no disk'})
 
+    def direct(self, *runs):
+        """Run a listed test directly; runs are (code, stdout, stderr)."""
+        answers = list(runs)
+        self.suites.run_program = lambda *args: answers.pop(0)
+        self.suites.LONG = self.suites.KNOWN.with_name('long')
+        self.suites.LONG.write_text('part  /a  slow\n')
+        return self.suites.run_directly('base', {'name': 'part'})
+
+    def test_direct_run(self):
+        result = self.direct((0, 'ok 1 /a\n', ''), (1, 'not ok 1 /b\n', ''))
+        self.assertEqual(result['result'], 'OK')
+        self.assertEqual(result['subtests'], {'/a': 'ok',
+                                              '/b': 'known failure'})
+
+    def test_direct_run_without_a_subtest_fails(self):
+        result = self.direct((0, '1..0\n', ''), (1, '', ''))
+        self.assertEqual(result['result'], 'ERROR')
+        self.assertIn('no subtest ran', result['stderr'])
+
+    def test_listed_subtest_that_does_not_exist_fails(self):
+        result = self.direct((0, 'ok 1 /a\n', ''), (0, '1..0\n', ''))
+        self.assertEqual(result['result'], 'FAIL')
+
+    def kept_key(self, results):
+        self.suites.kept_base = lambda: None
+        self.suites.build = lambda *args: None
+        self.suites.run_suites = lambda *args: results
+        self.suites.repeat_failures = lambda variant, found: found
+        self.suites.base_key = lambda: 'key'
+        keys = []
+        self.suites.save = lambda variant, found, key: keys.append(key)
+        self.suites.base_results()
+        return keys
+
+    def test_unexplained_failure_of_the_base_is_not_kept(self):
+        self.assertEqual(self.kept_key({'t': entry()}), ['key'])
+        self.assertEqual(self.kept_key({'bad': entry('ERROR')}), ['key'])
+        self.assertEqual(self.kept_key({'t': entry('TIMEOUT')}), [None])
+
+    def test_own_tests_are_not_repeated(self):
+        base = {'up': entry(a='ok')}
+        self.suites.base_results = lambda: base
+        self.suites.build = lambda *args: None
+        self.suites.run_suites = lambda *args: {'up': entry('ERROR'),
+                                                'own': entry('ERROR')}
+        repeated = []
+
+        def repeat(variant, results, names):
+            repeated.extend(names)
+            return results
+        self.suites.repeat_some = repeat
+        self.suites.LONG = self.suites.KNOWN
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(self.suites.compare(), 1)
+        self.assertEqual(repeated, ['up'])
+
+    def test_flaky_is_told(self):
+        shaky = {**entry(a='ok'), 'flaky': 1}
+        verdict = self.judge({'t': entry(a='ok')}, {'t': shaky})
+        self.assertEqual(verdict.flaky,
+                         ['t: failed, then passed at repetition 1'])
+
     def test_bad_list(self):
         self.suites.KNOWN.write_text('only two\n')
         with self.assertRaisesRegex(self.suites.SetupError, 'line 1'):
