@@ -12,6 +12,7 @@ TIERS   := series unit guest libvirt asan
 
 .PHONY: run check bench build build-base build-asan tree export series \
         series-check stat rebase rehearse install docs clean help bootstrap \
+        bootstrap-build \
         $(addprefix check-,$(TIERS))
 
 help:
@@ -29,7 +30,13 @@ help:
 bootstrap:
 	@scripts/bootstrap
 
-run: bootstrap build
+# where nothing can be installed, what is not used must not stop a build
+bootstrap-build:
+	@scripts/bootstrap build
+
+run:
+	@scripts/bootstrap build guest
+	@scripts/build series
 	@tests/guest/demo.py
 
 check: bootstrap
@@ -38,13 +45,13 @@ check: bootstrap
 $(addprefix check-,$(TIERS)): check-%: bootstrap
 	@scripts/check $*
 
-build: bootstrap
+build: bootstrap-build
 	@scripts/build series
 
-build-base: bootstrap
+build-base: bootstrap-build
 	@scripts/build base
 
-build-asan: bootstrap
+build-asan: bootstrap-build
 	@scripts/build asan
 
 bench: bootstrap
@@ -52,7 +59,7 @@ bench: bootstrap
 	@scripts/build series
 	@tests/bench/run
 
-tree: bootstrap
+tree: bootstrap-build
 	@scripts/fetch-base
 	@scripts/series prepare
 
@@ -63,19 +70,23 @@ series: tree
 	@scripts/series series
 
 series-check: tree
+	@scripts/bootstrap check
 	@scripts/series check
 
 stat:
 	@scripts/series stat
 
-rehearse rebase: tree
+rehearse rebase:
 	@test -n '$(TO)' || { echo 'say onto what: make $@ TO=v11.0.0 or TO=/dir' >&2; exit 2; }
+	@$(MAKE) --no-print-directory tree
 	@scripts/series $@ '$(TO)'
 
-install: build
+# not after build: as root it would build as root
+install:
 	@scripts/install '$(PREFIX)' '$(DESTDIR)'
 
-docs: bootstrap
+docs:
+	@scripts/bootstrap docs
 	@scripts/build-docs
 
 clean:
