@@ -124,6 +124,7 @@ def apply(tree, discard=False):
     plan = make_plan(tree, force=discard)
     require_clean(tree, plan.own)
     series = Series(tree).fold(plan.own, plan.sources)
+    tree.require_free(tree.tip(), series.tip, plan.own)
     sync.carry_here(tree, plan)
     warn_unowned(plan.own, series.owner)
     finish_apply(tree, series, plan)
@@ -138,6 +139,7 @@ def finish_apply(tree, series, plan):
             and not plan.to_tree:
         say(f'build/tree is up to date ({len(series.folded)} patches)')
         return
+    tree.state.pop('exporting', None)
     count = tree.move(series.tip, plan.own, **series.record())
     say(f'applied {len(series.folded)} patches to build/tree, '
         f'{count} files written')
@@ -171,7 +173,7 @@ def prepare(tree):
         return apply(tree)
     tree.load()
     if not tree.state.get('pending') and tree.busy():
-        warn(f'{tree.busy()}: building it as it is')
+        warn(f'{tree.busy()}: building it as it is{left_out(tree)}')
         return None
     now = fold.hashes(fold.patch_bytes(tree.root))
     stamp = tree.base_stamp() or tree.state['stamp']
@@ -179,6 +181,20 @@ def prepare(tree):
             or stamp != tree.state['stamp']:
         return apply(tree)
     return sync_files(tree)
+
+
+def left_out(tree):
+    """Name the own files here that a build of build/tree does not see."""
+    here, last = own_files.scan(tree.root), tree.state['own']
+    differ = [path for path in set(here) | set(last)
+              if here.get(path) != file_entry(tree.file(path))]
+    # First what was edited here, then what only differs on that branch.
+    differ.sort(key=lambda path: (here.get(path) == last.get(path), path))
+    if not differ:
+        return ''
+    names = ', '.join(own_files.shown(path) for path in differ[:10])
+    more = f' and {len(differ) - 10} more' if len(differ) > 10 else ''
+    return f'; not in this build, as they are here: {names}{more}'
 
 
 def write_series(tree):
@@ -236,7 +252,9 @@ def export(tree):
     written, removed = write_folder(os.path.join(tree.root, 'patches'), mails,
                                     os.path.join(tree.root, 'build', 'scratch'))
     tree.state.pop('exporting')
-    tree.move(series.tip, plan.own, **series.record(mails))
+    # The base stays; with its old stamp the next apply notices a new one.
+    record = {**series.record(mails), 'stamp': tree.state['stamp']}
+    tree.move(series.tip, plan.own, **record)
     warn_unowned(plan.own, series.owner)
     report_export(mails, written, removed)
 
@@ -251,14 +269,18 @@ def report_export(mails, written, removed):
 
 
 def require_patches_untouched(tree, disk):
-    """Refuse to overwrite patches that were edited since the last apply."""
-    known, coming = tree.state['patches'], tree.state.get('exporting', {})
-    changed = [name for name in sorted(set(disk) | set(known))
-               if disk.get(name) not in (known.get(name), coming.get(name))]
+    """Refuse to overwrite patches that were edited or deleted since the last
+    apply, unless by an export that was interrupted."""
+    allowed = [tree.state['patches']]
+    if 'exporting' in tree.state:
+        allowed.append(tree.state['exporting'])
+    changed = [name for name in sorted(set(disk) | set(allowed[0]))
+               if disk.get(name) not in [a.get(name) for a in allowed]]
     if changed and tree.state['tip']:
         names = ', '.join(f'patches/{name}' for name in changed)
-        raise SeriesError(f'{names} changed since the last apply; export would '
-                          'overwrite that: scripts/series apply first')
+        raise SeriesError(f'{names} changed or deleted since the last apply; '
+                          'export would overwrite that: scripts/series apply '
+                          'first')
 
 
 def patch_of(sha, _parent, date, message):

@@ -69,6 +69,11 @@ def encode(text):
     return text.encode('utf-8', 'surrogateescape')
 
 
+def without_git(environ):
+    """git sets GIT_DIR and more for hooks; nothing of ours may see them."""
+    return {k: v for k, v in environ.items() if not k.startswith('GIT_')}
+
+
 class Git:
     """git on one repository, wherever the caller stands."""
 
@@ -82,7 +87,7 @@ class Git:
         return Git(self.gitdir, self.worktree, index, self.objects)
 
     def environment(self, extra=None):
-        env = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')}
+        env = without_git(os.environ)
         env.update(GIT_DIR=self.gitdir, GIT_WORK_TREE=self.worktree,
                    GIT_CONFIG_GLOBAL='/dev/null', GIT_CONFIG_NOSYSTEM='1',
                    GIT_ATTR_NOSYSTEM='1', GIT_TERMINAL_PROMPT='0',

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 
 from . import commands
-from .git import SeriesError, decode, encode, say
+from .git import SeriesError, decode, encode, say, without_git
 from .sandbox import Sandbox
 from .tree import BASE_DATE, BASE_REF, BRANCH, commit, import_tree
 
@@ -149,6 +149,7 @@ def run_build(tree, head, where, command):
     os.unlink(index)
     say(f'running in {os.path.relpath(folder, tree.root)}: {command}')
     status = subprocess.run(['sh', '-c', command], cwd=folder,
+                            env=without_git(os.environ),
                             stdin=subprocess.DEVNULL).returncode
     print(f"build     {'ok' if status == 0 else f'failed, status {status}'}")
     return {'command': command, 'status': status}
@@ -206,6 +207,7 @@ def go_on(tree):
 
 def adopt(tree, onto, head):
     """Make head, on the base onto, branch series; not yet exported."""
+    tree.require_free('HEAD', head, tree.state['own'])
     tree.keep(tree.tip(), 'the old branch series')
     if tree.git.resolve('HEAD') != head:
         tree.git.run('read-tree', '-m', '-u', 'HEAD', head)

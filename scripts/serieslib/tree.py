@@ -18,6 +18,7 @@ BASE_DATE = '946684800 +0000'
 # bzip2's stream of nothing: what scripts/fetch-base puts where the
 # distribution's sources lack an edk2 image.
 PLACEHOLDER = b'BZh9\x17\x72\x45\x38\x50\x90\x00\x00\x00\x00'
+FOLDER = ('040000', '')         # what file_entry() says of one
 IN_PROGRESS = {'rebase-merge': 'rebase', 'rebase-apply': 'rebase or am',
                'MERGE_HEAD': 'merge', 'CHERRY_PICK_HEAD': 'cherry-pick',
                'REVERT_HEAD': 'revert', 'BISECT_LOG': 'bisect'}
@@ -52,6 +53,20 @@ def placeholders(folder):
             if os.path.getsize(path) == len(PLACEHOLDER) \
                     and file_bytes(path) == PLACEHOLDER:
                 found.append(f'pc-bios/{name}')
+    return found
+
+
+def is_leaf(path):
+    """Whether there is something that is no folder."""
+    return os.path.islink(path) or os.path.isfile(path)
+
+
+def files_below(top, path):
+    """The files and links in a folder, as paths below top."""
+    found = []
+    for folder, folders, names in os.walk(os.path.join(top, path)):
+        here = [os.path.join(folder, name) for name in names + folders]
+        found += [os.path.relpath(p, top) for p in here if is_leaf(p)]
     return found
 
 
@@ -221,6 +236,34 @@ class Tree:
             raise SeriesError(f'{why}: finish that first '
                               '(git -C build/tree status; git switch series)')
 
+    def require_free(self, old, new, own):
+        """Refuse to overwrite files of the user on the way from commit old to
+        new; what becomes of own files is for sync to decide."""
+        changes = [row for row in self.git.changes(old, new)
+                   if row[0] not in own]
+        gone = {path for path, _, entry in changes if entry is None}
+        ours = gone | set(placeholders(self.path)) | set(self.state['own'])
+        found = {name for path, was, entry in changes if entry and not was
+                 for name in self.in_way(path, entry) if name not in ours}
+        if found:
+            names = ', '.join(f'build/tree/{name}' for name in sorted(found))
+            raise SeriesError(f'{names}: in no commit, and the new base has a '
+                              'file there: move it away')
+
+    def in_way(self, path, entry):
+        """Yield the files that are in the way of this one: another at path,
+        those in a folder at path, a file where path has a folder."""
+        have = file_entry(self.file(path))
+        if have == FOLDER:
+            yield from files_below(self.path, path) or [path]
+        elif have not in (None, entry):
+            yield path
+        above = os.path.dirname(path)
+        while above:
+            if is_leaf(self.file(above)):
+                yield above
+            above = os.path.dirname(above)
+
     def status(self):
         """Return (changed files, untracked files) of the work tree."""
         changed, untracked = [], []
@@ -238,7 +281,9 @@ class Tree:
             shutil.copyfile(real, index)
         git = self.git.with_index(index)
         git.run('add', '-A')
-        own = [p for p in self.state['own'] if os.path.lexists(self.file(p))]
+        # Even where an ignore rule of upstream names them.
+        own = {*self.state['own'], *own_files.scan(self.root)}
+        own = sorted(p for p in own if os.path.lexists(self.file(p)))
         if own:
             git.run('add', '-f', '--', *own)
         tree = git.out('write-tree')
@@ -301,7 +346,8 @@ class Tree:
         changed = {'tip': tip}
         if not self.state['base']:
             changed['base'] = self.git.resolve(BASE_REF)
-        self.state.pop('pending', None)
+        for unfinished in ('pending', 'exporting'):
+            self.state.pop(unfinished, None)
         self.save(**changed)
 
     # Own files and objects
@@ -338,9 +384,10 @@ class Tree:
 
     def wanted(self, pending):
         """Return {path: entry} of what a move may have to write."""
-        want = {path: entry for path, _, entry in
-                self.git.changes(pending['old'], pending['new'])}
-        want.update(dict.fromkeys(self.state['own']))
+        # An own file that is none any more goes, unless upstream has it now.
+        want = dict.fromkeys(self.state['own'])
+        want.update((path, entry) for path, _, entry in
+                    self.git.changes(pending['old'], pending['new']))
         want.update(as_entries(pending['own']))
         return want
 

@@ -175,9 +175,6 @@ class Project(unittest.TestCase):
         # The copies are other inodes to git; let it look once.
         self.git('status', '--short')
 
-    def runTest(self):
-        """Only for the instance that makes the template."""
-
     # Files
 
     def path(self, name):

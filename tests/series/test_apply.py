@@ -347,6 +347,15 @@ class Protect(Project):
         self.assertNotIn(b'line_mine', self.get('src/system/counter.c'))
         self.assertIn('up to date', self.ok('apply'))
 
+    def test_discard_saves_ignored_files_that_own_files_replace(self):
+        self.put('build/tree/hw/hidden.h', b'mine\n')
+        self.put('src/hw/hidden.h', SPDX)
+        self.refuses('apply', naming='hw/hidden.h')
+        text = self.ok('apply', '--discard')
+        self.assertEqual(self.get('build/tree/hw/hidden.h'), SPDX.encode())
+        ref = text.split('saved the state of build/tree as ')[1].split()[0]
+        self.assertEqual(self.git('show', f'{ref}:hw/hidden.h'), 'mine')
+
     def test_discard_ends_a_rebase_and_keeps_both_ends(self):
         self.replace('build/tree/system/vl.c', 'int vl', 'int mine')
         self.commit(message('vl: be mine'))
@@ -427,6 +436,102 @@ class Prepare(Project):
         self.assertIn(b'int newer', self.get('build/tree/system/vl.c'))
         self.assertIn(b'x + 700', self.get('build/tree/system/memory.c'))
         self.assertApplies()
+
+    def new_base(self, name='system/vl.c', old='int last', new='int newer'):
+        """Another base, and its stamp."""
+        self.replace(f'build/base/tree/{name}', old, new)
+        self.put('build/base/tree/VERSION', b'10.2.3\n')
+        self.put('build/base/tree.origin', b'10.2.3 y\n')
+
+    def test_file_of_the_user_where_the_new_base_has_one(self):
+        for name in ('notes.txt', 'hw/ignored by rule.o'):
+            self.put(f'build/tree/{name}', b'mine')
+            self.put(f'build/base/tree/{name}', b'theirs')
+        self.new_base()
+        for command in ('prepare', 'apply'):
+            self.refuses(command, naming=[
+                'build/tree/notes.txt', 'build/tree/hw/ignored by rule.o',
+                'move it away'])
+        os.unlink(self.path('build/tree/notes.txt'))
+        self.put('build/tree/hw/ignored by rule.o', b'theirs')
+        self.ok('prepare')
+        self.assertEqual(self.get('build/tree/notes.txt'), b'theirs')
+        self.assertApplies()
+
+    def test_folder_of_the_user_where_the_new_base_has_a_file(self):
+        self.put('build/tree/hw/notes/today.txt', b'mine')
+        self.put('build/base/tree/hw/notes', b'theirs')
+        self.new_base()
+        self.refuses('prepare', naming='build/tree/hw/notes/today.txt')
+
+    def test_file_of_the_user_where_the_new_base_has_a_folder(self):
+        self.put('build/tree/hw/notes', b'mine')
+        self.put('build/base/tree/hw/notes/today.txt', b'theirs')
+        self.new_base()
+        self.refuses('prepare', naming='build/tree/hw/notes: in no commit')
+
+    def test_new_base_turns_folders_into_files_and_back(self):
+        """What upstream had is in nobody's way, nor are placeholders."""
+        shutil.rmtree(self.path('build/base/tree/linux-user'))
+        self.put('build/base/tree/linux-user', b'a file')
+        os.unlink(self.path('build/base/tree/README.rst'))
+        self.put('build/base/tree/README.rst/inner', b'inner')
+        self.put('build/base/tree/pc-bios/edk2-x86_64-code.fd.bz2',
+                 b'BZh9 real firmware')
+        self.new_base()
+        self.ok('prepare')
+        self.assertEqual(self.get('build/tree/linux-user'), b'a file')
+        self.assertEqual(self.get('build/tree/README.rst/inner'), b'inner')
+        self.assertApplies()
+
+    def test_own_file_that_made_room_for_the_new_base(self):
+        self.put('src/system/loose.c', SPDX)
+        self.ok('sync')
+        os.unlink(self.path('src/system/loose.c'))
+        self.put('build/base/tree/system/loose.c', b'theirs')
+        self.new_base()
+        self.ok('prepare')
+        self.assertEqual(self.get('build/tree/system/loose.c'), b'theirs')
+        self.assertApplies()
+
+    def test_new_base_after_an_export(self):
+        """The export of work on the old base does not hide the new one."""
+        old = self.git('rev-parse', BASE)
+        self.replace('build/tree/system/vl.c', 'int vl', 'int mine')
+        self.commit(message('vl: be mine'))
+        self.new_base('docs/index.rst', 'docs', 'newer docs')
+        self.refuses('prepare', naming=['not exported', 'export'])
+        self.ok('export')
+        self.assertEqual(self.git('rev-parse', BASE), old)
+        self.ok('prepare')
+        self.assertNotEqual(self.git('rev-parse', BASE), old)
+        self.assertIn(b'newer', self.get('build/tree/docs/index.rst'))
+        self.assertIn(b'int mine', self.get('build/tree/system/vl.c'))
+        self.assertIn('up to date', self.ok('apply'))
+        self.assertApplies()
+
+    def test_edit_here_that_a_busy_tree_does_not_get(self):
+        self.git('switch', '-q', '-c', 'work')
+        self.assertNotIn('not in this build', self.ok('prepare'))
+        self.replace('src/system/counter.c', 'line_3', 'line_x')
+        self.put('src/hw/new.c', SPDX)
+        os.unlink(self.path('tests/unit/test-counter.c'))
+        before = self.snapshot('src', 'build/tree')
+        text = self.ok('prepare')
+        self.assertIn('on branch work', text)
+        self.assertIn('not in this build, as they are here: src/hw/new.c, '
+                      'src/system/counter.c, tests/unit/test-counter.c\n',
+                      text)
+        self.assertEqual(self.snapshot('src', 'build/tree'), before)
+
+    def test_own_files_that_a_rebase_has_not_reached(self):
+        """What was edited here is named first."""
+        self.replace('src/system/counter.c', 'line_3', 'line_x')
+        self.git('checkout', '-q', '--detach', BASE)
+        text = self.ok('prepare')
+        self.assertIn('as they are here: src/system/counter.c, '
+                      'src/include/system/counter.h, '
+                      'tests/unit/test-counter.c\n', text)
 
     def test_base_that_is_gone_later_is_no_problem(self):
         shutil.rmtree(self.path('build/base'))
@@ -614,6 +719,16 @@ class Interrupted(Project):
             self.ok('apply')
         self.assertIn(b'x + 701;', self.get('build/tree/system/memory.c'))
         self.assertEqual(self.git('status', '--porcelain'), '')
+
+    def test_export_of_nothing(self):
+        """The patches are removed, then it is killed; it can be repeated."""
+        import serieslib.tree as tree
+        self.git('reset', '-q', '--hard', BASE)
+        with mock.patch.object(tree.Tree, 'move', lambda *a, **k: sys.exit(9)):
+            self.assertEqual(run_series(self.root, 'export')[0], 9)
+        self.assertEqual(self.patches(), {})
+        self.ok('export')
+        self.assertIn('up to date', self.ok('apply'))
 
     def test_edit_after_the_interruption_is_kept(self):
         self.interrupt()

@@ -218,6 +218,13 @@ class Export(Project):
         self.replace(f'patches/{name}', 'x + 700;', 'x + 701;')
         self.refuses('export', naming=[name, 'apply first'])
 
+    def test_patch_deleted_on_disk_is_not_written_again(self):
+        first, second = self.patches()
+        os.unlink(self.path(f'patches/{first}'))
+        self.refuses('export', naming=[first, 'deleted', 'apply first'])
+        self.put(f'patches/{first}', b'restored otherwise')
+        self.refuses('export', naming=[first, 'apply first'])
+
     def test_merge_commit(self):
         self.git('switch', '-q', '-c', 'side', 'series~1')
         self.replace('build/tree/system/vl.c', 'int vl', 'int side')

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import unittest
+from unittest import mock
 
 from support import BASE, Project, message
 
@@ -154,6 +155,11 @@ class Rehearse(Other):
                    naming='status 3')
         self.assertEqual(self.report()['build']['status'], 3)
 
+    def test_build_command_from_a_hook_of_another_repository(self):
+        """git sets these for hooks; they must not reach the command."""
+        with mock.patch.dict(os.environ, GIT_DIR='/elsewhere/.git'):
+            self.ok('rehearse', self.other, '--build', 'test -z "$GIT_DIR"')
+
     def test_dirty_tree_is_no_obstacle(self):
         self.replace('build/tree/system/vl.c', 'int vl', 'int mine')
         self.ok('rehearse', self.other)
@@ -191,6 +197,16 @@ class Rebase(Other):
         self.refuses('rebase', self.other, naming='system/vl.c')
         self.commit(message('vl: be mine'))
         self.refuses('rebase', self.other, naming='not exported')
+
+    def test_ignored_file_of_the_user_is_protected(self):
+        self.put('build/tree/hw/mine.o', b'mine')
+        with open(os.path.join(self.other, 'hw/mine.o'), 'w') as out:
+            out.write('theirs')
+        self.refuses('rebase', self.other, naming=['build/tree/hw/mine.o',
+                                                   'move it away'])
+        os.unlink(self.path('build/tree/hw/mine.o'))
+        self.ok('rebase', self.other)
+        self.assertEqual(self.get('build/tree/hw/mine.o'), b'theirs')
 
     def test_edits_here_are_carried_first(self):
         self.replace('src/system/counter.c', 'line_3', 'line_x')
