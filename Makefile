@@ -8,17 +8,18 @@
 PREFIX  ?= /usr/local
 DESTDIR ?=
 TO      ?=
-TIERS   := series unit guest libvirt asan
+TIERS   := series unit guest libvirt lab asan
 
 .PHONY: run check bench build build-base build-asan tree export series \
         series-check stat rebase rehearse install docs clean help bootstrap \
-        bootstrap-build \
+        bootstrap-build lab \
         $(addprefix check-,$(TIERS))
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '3,6p'
 	@echo 'make build | build-base | build-asan   one variant of QEMU'
 	@echo 'make check-TIER                        $(TIERS)'
+	@echo 'make lab                               a shell in an emulated host with KVM and VFIO'
 	@echo 'make bench                             benchmarks, report in build/bench/index.html'
 	@echo 'make tree | export | series            edit cycle: see docs/developing.rst'
 	@echo 'make series-check | stat               check and measure the patches'
@@ -53,6 +54,11 @@ build-base: bootstrap-build
 
 build-asan: bootstrap-build
 	@scripts/build asan
+
+lab:
+	@scripts/bootstrap build guest
+	@scripts/build series
+	@tests/lab/shell
 
 bench: bootstrap
 	@scripts/build base

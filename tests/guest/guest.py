@@ -129,7 +129,71 @@ def hotpath_counters(vm, target):
     return sums
 
 
-class Guest:
+class GuestProtocol:
+    """The lines of tests/guest/init, read from a connected socket.
+
+    Mixin; its user sets name, timeout, _deadline (time.monotonic()) and _conn,
+    and has _fail(why), which raises.
+    """
+
+    def __init__(self):
+        self.lines, self.results, self.parked = [], {}, []
+        self.status = None
+        self._partial = b''
+
+    def _line(self, line):
+        self.lines.append(line)
+        word, _, rest = line.partition(' ')
+        if word == 'RESULT':
+            key, _, value = rest.partition(' ')
+            self.results[key] = value
+        elif word == 'PARK':
+            self.parked.append(rest)
+        elif word == 'DONE':
+            self.status = int(rest)
+
+    def check_time(self, what):
+        """Fail when the guest's time is over."""
+        if time.monotonic() > self._deadline:
+            self._fail(f'no "{what}" within {self.timeout} s')
+
+    def wait_for(self, until, what):
+        """Read the guest's lines until a condition holds."""
+        while not until():
+            if self.status is not None:
+                self._fail(f'its script ended with status {self.status} '
+                           f'before "{what}"')
+            left = self._deadline - time.monotonic()
+            ready = left > 0 and select.select([self._conn], [], [], left)[0]
+            if not ready:
+                self._fail(f'no "{what}" within {self.timeout} s')
+            data = self._conn.recv(65536)
+            if not data:
+                self._fail(f'QEMU ended before "{what}"')
+            *lines, self._partial = (self._partial + data).split(b'\n')
+            for line in lines:
+                self._line(line.decode(errors='replace').strip())
+
+    def wait_parked(self, name):
+        """Wait until the guest's script is at 'park NAME'."""
+        self.wait_for(lambda: name in self.parked, f'PARK {name}')
+
+    def wait_result(self, key):
+        """Wait until the guest gave a result, and return it."""
+        self.wait_for(lambda: key in self.results, f'RESULT {key}')
+        return self.results[key]
+
+    def wait_done(self):
+        """Wait until the script has ended, and let the guest power off."""
+        self.wait_for(lambda: self.status is not None, 'DONE')
+        self._conn.sendall(b'bye\n')
+
+    def resume(self):
+        """Let a parked guest go on."""
+        self._conn.sendall(b'go\n')
+
+
+class Guest(GuestProtocol):
     """A running Linux guest; use as a context manager."""
 
     def __init__(self, name, script, *, qemu=None, args=(), machine='q35',
@@ -145,10 +209,8 @@ class Guest:
         self.name = name
         self.folder = report_dir('guest', name)
         self.timeout = timeout
-        self.lines, self.results, self.parked = [], {}, []
-        self.status = self.exitcode = None
-        self._partial = b''
-        self._conn = None
+        super().__init__()
+        self.exitcode = self._conn = None
         self._start = self._deadline = None
         self._tmp = tempfile.mkdtemp(prefix='hotguest-', dir='/tmp')
         try:
@@ -228,45 +290,6 @@ class Guest:
             f'{console_tail(self.folder / "console.log")}\n  QEMU said:\n'
             f'{console_tail(self.folder / "qemu.log", 5)}')
 
-    def _line(self, line):
-        self.lines.append(line)
-        word, _, rest = line.partition(' ')
-        if word == 'RESULT':
-            key, _, value = rest.partition(' ')
-            self.results[key] = value
-        elif word == 'PARK':
-            self.parked.append(rest)
-        elif word == 'DONE':
-            self.status = int(rest)
-
-    def check_time(self, what):
-        """Fail when the guest's time is over."""
-        if time.monotonic() > self._deadline:
-            self._fail(f'no "{what}" within {self.timeout} s')
-
-    def wait_for(self, until, what):
-        """Read the guest's lines until a condition holds."""
-        while not until():
-            left = self._deadline - time.monotonic()
-            ready = left > 0 and select.select([self._conn], [], [], left)[0]
-            if not ready:
-                self._fail(f'no "{what}" within {self.timeout} s')
-            data = self._conn.recv(65536)
-            if not data:
-                self._fail(f'QEMU ended before "{what}"')
-            *lines, self._partial = (self._partial + data).split(b'\n')
-            for line in lines:
-                self._line(line.decode(errors='replace').strip())
-
-    def wait_parked(self, name):
-        """Wait until the guest's script is at 'park NAME'."""
-        self.wait_for(lambda: name in self.parked, f'PARK {name}')
-
-    def wait_result(self, key):
-        """Wait until the guest gave a result, and return it."""
-        self.wait_for(lambda: key in self.results, f'RESULT {key}')
-        return self.results[key]
-
     def counters(self, target):
         """Return {name: sum over all} of the provider 'hotpath'.
 
@@ -274,14 +297,9 @@ class Guest:
         """
         return hotpath_counters(self.vm, target)
 
-    def resume(self):
-        """Let a parked guest go on."""
-        self._conn.sendall(b'go\n')
-
     def finish(self):
         """Wait for the end of the script; power off; return the results."""
-        self.wait_for(lambda: self.status is not None, 'DONE')
-        self._conn.sendall(b'bye\n')
+        self.wait_done()
         try:
             self.vm.wait(max(5, self._deadline - time.monotonic()))
         except Exception as err:

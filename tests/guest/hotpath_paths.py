@@ -70,3 +70,12 @@ def report_dir(*parts):
     folder = REPORT.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+NOTES = []      # what scripts/check tells above its closing line
+
+
+def note(text):
+    """Keep something that the reader of the results must know."""
+    print(f'note: {text}', flush=True)
+    NOTES.append(text)

@@ -96,7 +96,7 @@ class Check(unittest.TestCase):
         self.assert_ends(pid)
 
     def test_closing_line(self):
-        self.tally.add({'passed': 3, 'flaky': ['f: at the second try'],
+        self.tally.add({'passed': 3, 'notes': ['f: at the second try'],
                         'failed': [{'test': 'a', 'why': 'broken'}],
                         'skipped': [{'test': 'b', 'reason': 'no disk'}]})
         out = io.StringIO()
@@ -106,7 +106,7 @@ class Check(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertEqual(lines[-1], '3 passed, 1 failed, 1 skipped')
         self.assertIn('skipped: test/b: no disk', lines)
-        self.assertIn('flaky: test/f: at the second try', lines)
+        self.assertIn('note: test/f: at the second try', lines)
         self.assertTrue(any(x.startswith('FAILED: test/a: broken')
                             for x in lines))
 

@@ -187,7 +187,7 @@ class Suites(unittest.TestCase):
     def test_flaky_is_told(self):
         shaky = {**entry(a='ok'), 'flaky': 1}
         verdict = self.judge({'t': entry(a='ok')}, {'t': shaky})
-        self.assertEqual(verdict.flaky,
+        self.assertEqual(verdict.notes,
                          ['t: failed, then passed at repetition 1'])
 
     def test_bad_list(self):

@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The nested lab: an emulated host with real KVM, VFIO and interrupts.
+
+    with Lab('basic') as lab:                       # about 10 s
+        address = lab.run('to_vfio $(pci_find 8086:10d3); pci_find 8086:10d3')
+        with lab.guest('nic', SCRIPT,
+                       devices=[f'vfio-pci,host={address}']) as guest:
+            guest.wait_parked('ready')
+            guest.vm.cmd('query-status')            # the inner QEMU's QMP
+            guest.resume()
+            results = guest.finish()
+
+The outer QEMU emulates (TCG) a host with SVM, an IOMMU and devices; a Linux in
+it runs our QEMU.  Everything is reached through virtio-serial ports of the
+emulated host: its agent (tests/lab/host-init), and for each of SLOTS inner
+QEMUs a port for QMP, one for the guest's results and one for its console.
+
+Logs are kept in build/report/lab/NAME/.
+"""
+import base64
+import os
+import re
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / 'guest'))
+
+from guest import GuestFailure, GuestProtocol, console_tail  # noqa: E402
+from hotpath_paths import (SetupError, qemu_binary,         # noqa: E402
+                           report_dir, use_qemu_python)
+from image import prepare                                   # noqa: E402
+from initramfs import extra_archive                         # noqa: E402
+
+SLOTS = 3
+BOOT_LIMIT_S = 60
+GUEST_LIMIT_S = 90
+QMP_LIMIT_S = 30
+ANSWER_SLACK_S = 15     # for the agent to come back after a command's limit
+STALL = re.compile(r'rcu.*(stall|starved)|soft lockup|BUG: workqueue lockup|'
+                   r'blocked for more than', re.I)
+
+IOMMUS = {
+    'intel': (['intel-iommu,intremap=on,caching-mode=on'],
+              'intel_iommu=on iommu=nopt'),
+    'amd': (['amd-iommu,intremap=on,dma-remap=on'], 'iommu=nopt'),
+    # it remaps no interrupts, so VFIO must be told to go on
+    'virtio': (['virtio-iommu-pci'], 'iommu=nopt lab=unsafe-interrupts'),
+}
+
+
+class LabHung(Exception):
+    """The emulated host itself stopped; not the fault of what is tested."""
+
+
+class LabError(AssertionError):
+    """A command in the emulated host failed; carries its output."""
+
+
+def outer_binary():
+    """Return the QEMU that emulates the host: LAB_QEMU or ours."""
+    return os.environ.get('LAB_QEMU') or str(qemu_binary())
+
+
+def network(folder, number, *cards):
+    """Return arguments of an isolated network; the host's end is 10.N.0.1.
+
+    @cards: -device texts of the other end, with netdev= left out
+    The sink takes every packet and sends none: a hub stops its senders while
+    no other member can receive, as the card under test before it is driven.
+    """
+    args = ['-netdev', f'dgram,id=sink{number},local.type=unix,'
+            f'local.path={folder}/sink{number},remote.type=unix,'
+            f'remote.path={folder}/nobody',
+            '-netdev', f'hubport,id=hub{number},hubid={number},'
+            f'netdev=sink{number}',
+            '-netdev', f'hubport,id=peer{number},hubid={number}', '-device',
+            f'virtio-net-pci,netdev=peer{number},romfile=,'
+            f'mac=52:54:00:1a:b0:{number:02x}']
+    for index, card in enumerate(cards):
+        name = f'net{number}x{index}'
+        args += ['-netdev', f'hubport,id={name},hubid={number}',
+                 '-device', f'{card},netdev={name},romfile=']
+    return args
+
+
+def device_arguments(folder):
+    """Return what the emulated host can assign: NICs, disk, edu, ivshmem."""
+    disk = folder / 'nvme.raw'
+    with open(disk, 'wb') as image:
+        image.truncate(64 << 20)
+    return [
+        *network(folder, 1, 'e1000e,mac=52:54:00:00:00:01'),
+        '-device', 'pcie-root-port,id=rp0,chassis=1',
+        *network(folder, 2, 'igb,bus=rp0,mac=52:54:00:00:00:02'),
+        '-blockdev', f'driver=file,node-name=nvme,filename={disk}',
+        '-device', 'nvme,serial=lab,drive=nvme',
+        '-device', 'edu',
+        '-object', 'memory-backend-ram,id=shm,share=on,size=1M',
+        '-device', 'ivshmem-plain,memdev=shm']
+
+
+def port_arguments(folder, logs):
+    """Return the virtio-serial ports; consoles are files, all else sockets."""
+    args = ['-device', 'virtio-serial-pci,max_ports=16']
+    names = [('agent', 'socket')]
+    for slot in range(SLOTS):
+        names += [(f'qmp{slot}', 'socket'), (f'res{slot}', 'socket'),
+                  (f'con{slot}', 'file')]
+    for name, kind in names:
+        where = (f'socket,id={name},server=on,wait=off,path={folder}/{name}'
+                 if kind == 'socket' else
+                 f'file,id={name},path={logs / name}.log')
+        args += ['-chardev', where, '-device',
+                 f'virtserialport,chardev={name},name={name}']
+    return args
+
+
+class Lab:
+    """A running emulated host; use as a context manager."""
+
+    def __init__(self, name, iommu='intel', smp=2, mem='2G', extra=(),
+                 append='', say=lambda text: None):
+        """
+        @name: of the report directory
+        @iommu: a key of IOMMUS
+        @extra: further arguments of the outer QEMU
+        """
+        self.name, self.say = name, say
+        self.folder = report_dir('lab', name)
+        self.retries = 0
+        self._iommu, self._smp, self._mem = iommu, smp, mem
+        self._extra, self._append = list(extra), append
+        self._tmp = self._process = self._agent = None
+        self._count = 0
+        self._slots = []
+
+    # ------------------------------------------------------------ start, end
+
+    def command(self, image, folder, interactive=False):
+        """Return the outer QEMU's command line.
+
+        @folder: for sockets and the disk, a short path
+        """
+        devices, parameters = IOMMUS[self._iommu]
+        log = self.folder / 'console.log'
+        return [
+            outer_binary(), '-nodefaults', '-no-reboot', '-display', 'none',
+            '-M', 'q35,sata=off,kernel-irqchip=split',
+            '-accel', 'tcg,thread=multi', '-cpu', 'EPYC,+svm,+npt',
+            '-smp', str(self._smp), '-m', self._mem,
+            '-L', '/usr/share/seabios', '-L', '/usr/share/qemu',
+            '-kernel', str(image.kernel.image), '-initrd', str(image.initrd),
+            '-append', ' '.join((
+                'console=ttyS0 panic=-1 printk.time=1', parameters,
+                'quiet lab=shell' if interactive else '', self._append)),
+            '-d', 'cpu_reset,guest_errors', '-D',
+            str(self.folder / 'cpu.log'),
+            '-serial', 'mon:stdio' if interactive else f'file:{log}',
+            *(a for d in devices for a in ('-device', d)),
+            *port_arguments(folder, self.folder),
+            *device_arguments(folder), *self._extra]
+
+    def __enter__(self):
+        try:
+            self._boot()
+        except LabHung as hung:
+            self.note_retry(f'at boot: {hung}')
+            try:
+                self._boot()
+            except LabHung as again:
+                raise LabError(f'the emulated host does not start: {again}\n'
+                               + console_tail(self.folder / 'console.log')
+                               ) from None
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def note_retry(self, why):
+        """Count a start of the emulated host that was needed once more."""
+        self.retries += 1
+        kept = self.folder / f'console-hung-{self.retries}.log'
+        for name in ('console', 'cpu'):
+            if (self.folder / f'{name}.log').is_file():
+                shutil.copy(self.folder / f'{name}.log',
+                            self.folder / f'{name}-hung-{self.retries}.log')
+        self.say(f'lab {self.name}: the emulated host hung ({why}); started '
+                 f'once more; its console: {kept}')
+        self.close()
+
+    def _boot(self):
+        start = time.monotonic()
+        image = prepare(say=self.say)
+        self._tmp = Path(tempfile.mkdtemp(prefix='hotlab-', dir='/tmp'))
+        self._slots = list(range(SLOTS))
+        try:
+            with open(self.folder / 'qemu.log', 'wb') as log:
+                self._process = subprocess.Popen(
+                    self.command(image, self._tmp), stderr=log, stdout=log,
+                    stdin=subprocess.DEVNULL)
+            self._agent = self.connect('agent')
+            self._wait_ready(time.monotonic() + BOOT_LIMIT_S)
+        except BaseException:
+            self.close()
+            raise
+        self.say(f'lab {self.name}: the emulated host is up after '
+                 f'{time.monotonic() - start:.0f} s')
+
+    def close(self):
+        """End the emulated host with everything in it."""
+        if self._agent:
+            self._agent.close()
+            self._agent = None
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._tmp:
+            shutil.rmtree(self._tmp, ignore_errors=True)
+            self._tmp = None
+
+    @property
+    def nvme_image(self):
+        """The file behind the emulated host's NVMe controller."""
+        return self._tmp / 'nvme.raw'
+
+    def connect(self, port):
+        """Return a socket that is connected to a virtio-serial port."""
+        deadline = time.monotonic() + 20
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(f'{self._tmp}/{port}')
+                return sock
+            except OSError:
+                sock.close()
+                if self._process.poll() is not None \
+                        or time.monotonic() > deadline:
+                    raise LabError(
+                        'the outer QEMU did not start:\n'
+                        + console_tail(self.folder / 'qemu.log')) from None
+                time.sleep(0.05)
+
+    def _wait_ready(self, deadline):
+        line = self._read_line(deadline)
+        if not line.startswith('READY'):
+            raise LabHung(f'the agent said {line!r}')
+
+    # ------------------------------------------------------------- the agent
+
+    def _read(self, size, deadline):
+        """Read exactly size bytes from the agent."""
+        data = b''
+        while len(data) < size:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._agent], [], [], left)[0]:
+                raise LabHung('the emulated host does not answer')
+            try:
+                part = self._agent.recv(size - len(data))
+            except OSError:
+                part = b''
+            if not part:
+                raise LabHung(self._how_it_ended())
+            data += part
+        return data
+
+    def _how_it_ended(self):
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return 'its agent has closed the port'
+        if code == 0:
+            return ('the emulated machine was reset (a triple fault: '
+                    f'{self.folder}/cpu.log)')
+        return f'the outer QEMU ended with {code}: {self.folder}/qemu.log'
+
+    def _read_line(self, deadline):
+        line = b''
+        while not line.endswith(b'\n'):
+            line += self._read(1, deadline)
+        return line.decode(errors='replace').strip()
+
+    def attempt(self, script, limit_s=30):
+        """Run shell text in the emulated host; return (status, output)."""
+        self._count += 1
+        text = script.encode() + b'\n'
+        header = f'{self._count} {limit_s} {len(text)}\n'.encode()
+        deadline = time.monotonic() + limit_s + ANSWER_SLACK_S
+        try:
+            self._agent.sendall(header + text)
+        except OSError:
+            raise LabHung(self._how_it_ended()) from None
+        words = self._read_line(deadline).split()
+        if words[:2] != ['END', str(self._count)]:
+            raise LabHung(f'the agent said {words}')
+        output = self._read(int(words[3]), deadline).decode(errors='replace')
+        return int(words[2]), output
+
+    def run(self, script, limit_s=30):
+        """Run shell text in the emulated host; return its output, stripped.
+
+        Raises LabError when its last command failed or the time was over.
+        """
+        status, output = self.attempt(script, limit_s)
+        if status:
+            why = f'no end within {limit_s} s' if status == 137 \
+                else f'status {status}'
+            raise LabError(f'in the emulated host: {why}\n  {script.strip()}\n'
+                           f'it said:\n{output[-3000:]}')
+        return output.strip()
+
+    def put(self, path, data):
+        """Write a file in the emulated host."""
+        text = base64.encodebytes(data).decode()
+        self.run(f"base64 -d >{shlex.quote(path)} <<'END'\n{text}END")
+
+    def check_stalled(self):
+        """Raise LabHung when the kernel of the emulated host says so."""
+        text = (self.folder / 'console.log').read_text(errors='replace')
+        found = STALL.search(text)
+        if found:
+            raise LabHung(text[found.start():].split('\n')[0])
+        self.attempt('true', limit_s=10)
+
+    # ------------------------------------------------------------- and guests
+
+    def guest(self, name, script, **options):
+        """Return a LabGuest in this host; see there."""
+        return LabGuest(self, name, script, **options)
+
+    def take_slot(self):
+        if not self._slots:
+            raise LabError(f'more than {SLOTS} inner guests at a time')
+        return self._slots.pop(0)
+
+    def give_slot(self, slot):
+        self._slots.append(slot)
+
+    def interrupts(self, pattern):
+        """Return {name: count over all CPUs} of matching interrupt lines."""
+        found = {}
+        for line in self.run('cat /proc/interrupts').splitlines()[1:]:
+            number, _, rest = line.partition(':')
+            words = rest.split()
+            counts = [int(w) for w in words[:self._smp] if w.isdigit()]
+            name = ' '.join(words[len(counts):]) or number.strip()
+            for text in (number.strip(), name):
+                if re.search(pattern, text):
+                    found[f'{number.strip()} {name}'] = sum(counts)
+                    break
+        return found
+
+
+def bounded_qmp(sock):
+    """Return QEMU's own client for QMP, with a time limit for every step.
+
+    A QEMU that dies leaves the port open, so nothing else ends a wait.
+    """
+    use_qemu_python()
+    from qemu.qmp.legacy import QEMUMonitorProtocol
+
+    class Client(QEMUMonitorProtocol):
+        def _sync(self, future, timeout=None):
+            return super()._sync(future, timeout or QMP_LIMIT_S)
+
+    return Client(sock)
+
+
+class LabGuest(GuestProtocol):
+    """A Linux guest under our QEMU in the emulated host.
+
+    A context manager; lines and results as of tests/guest/guest.py.
+    @vm: with cmd(), to the inner QEMU's QMP
+    """
+
+    def __init__(self, lab, name, script, *, devices=(), args=(), smp=1,
+                 mem='256M', machine='q35', append='', files=None,
+                 timeout=GUEST_LIMIT_S, log=''):
+        """
+        @script: shell text, see tests/guest/init; None: no kernel, to be an
+                 incoming migration's destination
+        @devices: values for -device
+        @log: trace events of the inner QEMU, separated by commas
+        """
+        super().__init__()
+        self.lab, self.name, self.timeout = lab, name, timeout
+        self._script, self._files = script, dict(files or {})
+        self._devices, self._args = list(devices), list(args)
+        self._smp, self._mem, self._machine = smp, mem, machine
+        self._append, self._trace = append, log
+        self.slot = self.vm = self._conn = self._deadline = self.pid = None
+        self._console_start = 0
+
+    @property
+    def console(self):
+        return self.lab.folder / f'con{self.slot}.log'
+
+    @property
+    def qemu_log(self):
+        """The inner QEMU's output, a path in the emulated host."""
+        return f'/tmp/qemu{self.slot}.log'
+
+    def _command(self):
+        slot = self.slot
+        args = ['-m', self._mem, '-smp', str(self._smp), '-name',
+                f'{self.name},debug-threads=on']
+        for name in ('qmp', 'con', 'res'):
+            args += ['-chardev', f'pipe,id={name},path=/dev/lab/{name}{slot}']
+        args += ['-mon', 'chardev=qmp,mode=control', '-serial', 'chardev:con',
+                 '-serial', 'chardev:res',
+                 '-kernel', '/fw/vmlinuz', '-initrd', f'/tmp/initrd{slot}',
+                 '-append', f'console=ttyS0 panic=-1 quiet {self._append}']
+        for device in self._devices:
+            args += ['-device', device]
+        for event in filter(None, self._trace.split(',')):
+            args += ['-trace', event]
+        return args + self._args
+
+    def __enter__(self):
+        self.slot = self.lab.take_slot()
+        self._deadline = time.monotonic() + self.timeout
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _start(self):
+        slot = self.slot
+        files = {**self._files, 'test.sh': (self._script or '').encode()
+                 + b'\n'}
+        self.lab.put(f'/tmp/extra{slot}', extra_archive(files))
+        qmp = self.lab.connect(f'qmp{slot}')
+        self._conn = self.lab.connect(f'res{slot}')
+        self._console_start = self.console.stat().st_size
+        machine = '' if self._machine == 'q35' else \
+            f'-machine {self._machine} '
+        arguments = ' '.join(map(shlex.quote, self._command()))
+        self.pid = int(self.lab.run(
+            f'cat /fw/guest.cpio.gz /tmp/extra{slot} >/tmp/initrd{slot}\n'
+            f'inner_qemu {machine}{arguments} >{self.qemu_log} 2>&1 &\n'
+            'echo $!'))
+        self.vm = bounded_qmp(qmp)
+        try:
+            self.vm.connect()
+        except Exception as err:
+            self._fail(f'its QEMU gives no QMP ({err.__class__.__name__})')
+
+    def _fail(self, why):
+        self.lab.check_stalled()
+        log = self.lab.attempt(f'tail -n 20 {self.qemu_log}')[1]
+        raise GuestFailure(
+            f'inner guest {self.name}: {why}\n  last lines of its console '
+            f'({self.console}):\n{console_tail(self.console)}\n  its QEMU '
+            f'said:\n{log}\n  the emulated host said:\n'
+            f'{console_tail(self.lab.folder / "console.log", 10)}')
+
+    def wait_event(self, name, **data):
+        """Wait for an event of the inner QEMU whose data contains @data."""
+        while True:
+            self.check_time(name)
+            event = self.vm.pull_event(wait=10.0)
+            if event and event['event'] == name \
+                    and data.items() <= event.get('data', {}).items():
+                return event
+
+    def log_text(self):
+        """Return what the inner QEMU wrote, traces included."""
+        return self.lab.run(f'cat {self.qemu_log}')
+
+    def alive(self):
+        return self.lab.attempt(f'kill -0 {self.pid}')[0] == 0
+
+    def kill(self):
+        """End the inner QEMU at once, as a crash would."""
+        self.lab.attempt(f'kill -KILL {self.pid}')
+
+    def wait_exit(self, limit_s=20):
+        """Wait until the inner QEMU is gone."""
+        status, _ = self.lab.attempt(
+            f'while kill -0 {self.pid} 2>/dev/null; do usleep 50000; done',
+            limit_s)
+        if status:
+            self._fail(f'its QEMU did not end within {limit_s} s')
+
+    def finish(self):
+        """Wait for the end of the script; return {key: value}."""
+        self.wait_done()
+        self.wait_exit()
+        if self.status:
+            self._fail(f'script status {self.status}, results {self.results}')
+        return self.results
+
+    def close(self):
+        """End the guest, whatever its state."""
+        if self.pid and self.lab._process:
+            try:
+                self.lab.attempt(f'kill -KILL {self.pid}; while kill -0 '
+                                 f'{self.pid}; do usleep 20000; done', 10)
+            except LabHung:
+                pass        # the next command will say so
+        for thing in (self.vm, self._conn):
+            if thing:
+                try:
+                    thing.close()
+                except Exception:       # it went with its QEMU
+                    pass
+        if self.slot is not None:
+            self.lab.give_slot(self.slot)
+            self.slot = None
+        self.vm = self._conn = self.pid = None
+
+    def __exit__(self, *exc):
+        self.close()

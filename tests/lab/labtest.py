@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Base of the lab's tests: one emulated host serves many of them.
+
+    class Nic(LabTest):
+        iommu = 'intel'                 # and so on, see Lab
+
+        def test_something(self):
+            self.lab.run(...)
+            with self.lab.guest('name', SCRIPT) as guest: ...
+
+A test that finds the emulated host itself hung (LabHung: its kernel reports a
+stall, or its agent is silent) is run once more on a new one; that is counted
+and told.  Nothing else is repeated.
+"""
+import atexit
+import functools
+import signal
+import sys
+import unittest
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from lab import Lab, LabError, LabHung                      # noqa: E402
+from hotpath_paths import note                              # noqa: E402
+
+TEST_LIMIT_S = 180
+
+_labs = {}
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def shared_lab(name, **options):
+    """Return the running lab of that name; one runs at a time."""
+    if name not in _labs:
+        close_labs()
+        lab = Lab(name, say=say, **options)
+        lab.__enter__()
+        _labs[name] = lab
+    return _labs[name]
+
+
+def close_labs():
+    while _labs:
+        _labs.popitem()[1].close()
+
+
+atexit.register(close_labs)
+
+
+class TestTimeout(AssertionError):
+    """A test took longer than its limit."""
+
+
+def _late(*_):
+    raise TestTimeout(f'not ended within {TEST_LIMIT_S} s')
+
+
+def bounded(method):
+    """Give a test its time limit, and a second try when the host hung."""
+    @functools.wraps(method)
+    def wrapper(self):
+        before = signal.signal(signal.SIGALRM, _late)
+        try:
+            signal.alarm(TEST_LIMIT_S)
+            method(self)
+        except LabHung as hung:
+            signal.alarm(0)
+            self.doCleanups()
+            note(f'{self.id()}: the emulated host hung ({hung}), the test '
+                 'was run once more')
+            self.lab.note_retry(str(hung))
+            self.lab.__enter__()
+            signal.alarm(TEST_LIMIT_S)
+            try:
+                method(self)
+            except LabHung as again:
+                raise LabError(f'the emulated host hung twice: {again}') \
+                    from None
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+    return wrapper
+
+
+class LabTest(unittest.TestCase):
+    """A test in an emulated host; see the head of this file."""
+    lab_name = 'host'
+    lab_options = {}
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name, method in list(vars(cls).items()):
+            if name.startswith('test_') and callable(method):
+                setattr(cls, name, bounded(method))
+
+    @classmethod
+    def setUpClass(cls):
+        cls.lab = shared_lab(cls.lab_name, **cls.lab_options)
+
+    def serve(self, number, size_kib):
+        """Serve a random file on network N; return its digest."""
+        port = 8000 + number
+        return self.lab.run(f'''
+            mkdir -p /tmp/srv
+            head -c {size_kib}k /dev/urandom >/tmp/srv/down
+            [ -e /tmp/httpd.{port} ] || httpd -p 10.{number}.0.1:{port} -h /tmp/srv
+            touch /tmp/httpd.{port}
+            sha256sum </tmp/srv/down | cut -d' ' -f1
+        ''')
+
+    def receive(self, number):
+        """Take one upload on network N in the background."""
+        # by itself nc would end at the end of its own input
+        self.lab.run(f'nc -l -p {9000 + number} -e dd of=/tmp/up{number} '
+                     'bs=64k 2>/dev/null &\n'
+                     f'echo $! >/tmp/up{number}.pid')
+
+    def received(self, number):
+        """Return the digest of what was uploaded."""
+        return self.lab.run(
+            f'pid=$(cat /tmp/up{number}.pid)\n'
+            'n=0; while kill -0 $pid 2>/dev/null; do\n'
+            '    n=$((n + 1)); [ $n -lt 100 ] || exit 1; usleep 100000\n'
+            f"done; sha256sum </tmp/up{number} | cut -d' ' -f1")
