@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """scripts/apt-private: which archive it takes, which failure stops it."""
 import contextlib
-import importlib.machinery
-import importlib.util
 import io
 import os
 import shutil
-import sys
 import tempfile
 import unittest
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'apt-private'
+from as_module import load
+
 KEY = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 DEBIAN = f"""# comment
@@ -54,25 +52,13 @@ RESOLVE = "Could not resolve 'x'"
 SUMMARY = 'E: Some index files failed to download. They have been ignored.'
 
 
-def load():
-    loader = importlib.machinery.SourceFileLoader('apt_private', str(SCRIPT))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader('apt_private', loader))
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
-
-
 class Sandbox(unittest.TestCase):
     """The script as a module, with a system of files of its own."""
 
     def setUp(self):
         self.tmp = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.tmp)
-        self.apt = load()
+        self.apt = load('apt-private')
         self.apt.ROOT = self.tmp
         self.apt.APT = self.tmp / 'build' / 'apt'
         self.apt.CONF = self.apt.APT / 'apt.conf'

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The test runner counts right, ends what hangs, and leaves nothing behind."""
 import contextlib
-import importlib.machinery
-import importlib.util
 import io
 import os
 import signal
@@ -13,19 +11,7 @@ import time
 import unittest
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'check'
-
-
-def load():
-    loader = importlib.machinery.SourceFileLoader('check', str(SCRIPT))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader('check', loader))
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
+from as_module import load
 
 
 def is_alive(pid):
@@ -43,7 +29,7 @@ class Check(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        self.check = load()
+        self.check = load('check')
         self.check.REPORT = self.folder
         self.tally = self.check.Tally('test')
 
@@ -82,8 +68,9 @@ class Check(unittest.TestCase):
         pid_file = self.folder / 'pid'
         runner = ('import signal, sys\n'
                   f'sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
-                  'from test_check import Path, load\n'
-                  'check = load()\n'
+                  'from pathlib import Path\n'
+                  'from as_module import load\n'
+                  'check = load("check")\n'
                   f'check.REPORT = Path({str(self.folder)!r})\n'
                   'signal.signal(signal.SIGTERM, signal.default_int_handler)\n'
                   'check.run_logged(check.Tally("x"), ["sh", "-c", '

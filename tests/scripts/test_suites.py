@@ -1,28 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The comparison of upstream's suites finds what it must find."""
 import contextlib
-import importlib.machinery
-import importlib.util
 import io
-import sys
 import tempfile
 import unittest
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'upstream-suites'
-
-
-def load():
-    loader = importlib.machinery.SourceFileLoader('upstream_suites',
-                                                  str(SCRIPT))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader('upstream_suites', loader))
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
+from as_module import load
 
 
 def entry(result='OK', **subtests):
@@ -40,7 +24,7 @@ class Suites(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
-        self.suites = load()
+        self.suites = load('upstream-suites')
         self.folder = Path(folder.name)
         known = self.folder / 'known'
         known.write_text('# comment\n\nbad  -  broken here\n'
