@@ -68,6 +68,62 @@ struct AddrHintTable {
     MemOp target_order;         /* MO_LE or MO_BE */
 };
 
+/* Multiplicative hashing spreads any stride between the devices' BARs. */
+#define ADDR_HINT_GOLDEN 0x9e3779b97f4a7c15ULL
+
+static inline unsigned addr_hint_mem_hash(hwaddr addr)
+{
+    return (addr >> ADDR_HINT_MEM_SHIFT) * ADDR_HINT_GOLDEN
+           >> (64 - ADDR_HINT_MEM_SET_BITS);
+}
+
+static inline unsigned addr_hint_io_hash(hwaddr addr)
+{
+    return (addr >> ADDR_HINT_IO_SHIFT) * ADDR_HINT_GOLDEN
+           >> (64 - ADDR_HINT_IO_SET_BITS);
+}
+
+/**
+ * addr_hint_direct_sizes: the sizes that take no rule at the access
+ * @ops: callbacks and rules of a region
+ * @is_write: for writes, else for reads
+ *
+ * What memory_region_access_valid(), memory_access_size() and
+ * access_with_adjusted_size() would find at each access.  Byte order is not
+ * looked at.
+ *
+ * Returns: the sizes in bytes, each a bit of the same value, of which an
+ * aligned access is valid whatever the device's state and is one call of the
+ * callback without a shift.
+ */
+static inline uint8_t addr_hint_direct_sizes(const MemoryRegionOps *ops,
+                                             bool is_write)
+{
+    unsigned impl_min = ops->impl.min_access_size ?: 1;
+    unsigned impl_max = ops->impl.max_access_size ?: 4;
+    unsigned valid_min = ops->valid.min_access_size;
+    unsigned valid_max = ops->valid.max_access_size;
+    uint8_t sizes = 0;
+
+    if (ops->valid.accepts ||
+        !(is_write ? ops->write || ops->write_with_attrs
+                   : ops->read || ops->read_with_attrs)) {
+        return 0;
+    }
+    if (!valid_max) {
+        /* "all are valid", but a longer access is split into these */
+        valid_min = 1;
+        valid_max = 4;
+    }
+    for (unsigned size = 1; size <= 8; size <<= 1) {
+        if (size >= MAX(impl_min, valid_min) &&
+            size <= MIN(impl_max, valid_max)) {
+            sizes |= size;
+        }
+    }
+    return sizes;
+}
+
 /* One thread writes a counter, others may read it at any time. */
 static inline void addr_hint_count(unsigned long *counter)
 {

@@ -63,38 +63,13 @@ void addr_hint_table_counters(const AddrHintTable *table,
     };
 }
 
-/*
- * The sizes, each a bit of the same value, of which an aligned access is valid
- * whatever the device's state, and is one call of the callback without a shift
- * or a swap: what memory_region_access_valid(), memory_access_size() and
- * access_with_adjusted_size() would find at each access.
- */
+/* A callback of the other byte order needs a swap at each access. */
 static uint8_t direct_sizes(const MemoryRegionOps *ops, bool is_write)
 {
-    unsigned impl_min = ops->impl.min_access_size ?: 1;
-    unsigned impl_max = ops->impl.max_access_size ?: 4;
-    unsigned valid_min = ops->valid.min_access_size;
-    unsigned valid_max = ops->valid.max_access_size;
-    uint8_t sizes = 0;
-
-    if (ops->valid.accepts ||
-        devend_big_endian(ops->endianness) != HOST_BIG_ENDIAN ||
-        !(is_write ? ops->write || ops->write_with_attrs
-                   : ops->read || ops->read_with_attrs)) {
+    if (devend_big_endian(ops->endianness) != HOST_BIG_ENDIAN) {
         return 0;
     }
-    if (!valid_max) {
-        /* "all are valid", but a longer access is split into these */
-        valid_min = 1;
-        valid_max = 4;
-    }
-    for (unsigned size = 1; size <= 8; size <<= 1) {
-        if (size >= MAX(impl_min, valid_min) &&
-            size <= MIN(impl_max, valid_max)) {
-            sizes |= size;
-        }
-    }
-    return sizes;
+    return addr_hint_direct_sizes(ops, is_write);
 }
 
 static int set_find_free(const AddrHintSet *set)
