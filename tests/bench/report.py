@@ -55,7 +55,7 @@ def plot(table, stem, folder):
         [f"set terminal svg size 900,420 dynamic; set output '{name}'",
          'set style data histogram; set style fill solid 0.8 border -1',
          'set yrange [0:*]; set grid ytics; set xtics rotate by -30',
-         'set key outside top horizontal',
+         'set key outside top horizontal; set rmargin 14',
          f"set ylabel \"{table['rows'][0]['unit']}\"",
          '$data << EOD'] + data + ['EOD', f'plot {columns}', ''])
     subprocess.run(['gnuplot'], input=script, text=True, cwd=folder,
@@ -84,7 +84,8 @@ def section(result, folder):
              f"<p>Read on {html.escape(result['machine'])}, "
              f"{result['date']}.</p>"]
     for i, table in enumerate(result['tables']):
-        runs = next(iter(table['rows'][0]['values'].values()))['runs']
+        counts = {v['runs'] for v in table['rows'][0]['values'].values()}
+        runs = ' or '.join(map(str, sorted(counts)))
         parts += [f"<h3>{html.escape(table['title'])}</h3>",
                   f"<p>{html.escape(table['text'])}  Medians of {runs} runs, "
                   'least and greatest beside them.</p>']
