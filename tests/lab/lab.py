@@ -17,6 +17,7 @@ QEMUs a port for QMP, one for the guest's results and one for its console.
 
 Logs are kept in build/report/lab/NAME/.
 """
+import asyncio
 import base64
 import os
 import re
@@ -359,17 +360,21 @@ class Lab:
         return found
 
 
-def bounded_qmp(sock):
+def bounded_qmp(sock, late):
     """Return QEMU's own client for QMP, with a time limit for every step.
 
     A QEMU that dies leaves the port open, so nothing else ends a wait.
+    @late: called when the time is over; raises
     """
     use_qemu_python()
     from qemu.qmp.legacy import QEMUMonitorProtocol
 
     class Client(QEMUMonitorProtocol):
         def _sync(self, future, timeout=None):
-            return super()._sync(future, timeout or QMP_LIMIT_S)
+            try:
+                return super()._sync(future, timeout or QMP_LIMIT_S)
+            except asyncio.TimeoutError:
+                late('its QEMU does not answer')
 
     return Client(sock)
 
@@ -449,15 +454,15 @@ class LabGuest(GuestProtocol):
             f'cat /fw/guest.cpio.gz /tmp/extra{slot} >/tmp/initrd{slot}\n'
             f'inner_qemu {machine}{arguments} >{self.qemu_log} 2>&1 &\n'
             'echo $!'))
-        self.vm = bounded_qmp(qmp)
-        try:
-            self.vm.connect()
-        except Exception as err:
-            self._fail(f'its QEMU gives no QMP ({err.__class__.__name__})')
+        self.vm = bounded_qmp(qmp, self._fail)
+        self.vm.connect()
 
     def _fail(self, why):
         self.lab.check_stalled()
-        log = self.lab.attempt(f'tail -n 20 {self.qemu_log}')[1]
+        log = self.lab.attempt(
+            f'tail -n 20 {self.qemu_log}\n'
+            f'for t in /proc/{self.pid}/task/*; do\n'
+            '    echo "thread $(cat $t/comm):"; cat $t/stack\ndone')[1]
         raise GuestFailure(
             f'inner guest {self.name}: {why}\n  last lines of its console '
             f'({self.console}):\n{console_tail(self.console)}\n  its QEMU '
