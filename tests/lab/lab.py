@@ -47,6 +47,8 @@ QMP_LIMIT_S = 30
 ANSWER_SLACK_S = 15     # for the agent to come back after a command's limit
 STALL = re.compile(r'rcu.*(stall|starved)|soft lockup|BUG: workqueue lockup|'
                    r'blocked for more than', re.I)
+PANIC = re.compile(r'(Kernel panic[^\n]*|BUG: [^\n]*|Oops[^\n]*|'
+                   r'reboot: Power down)')
 
 IOMMUS = {
     'intel': (['intel-iommu,intremap=on,caching-mode=on'],
@@ -93,16 +95,20 @@ def network(folder, number, *cards):
 
 
 def device_arguments(folder):
-    """Return what the emulated host can assign: NICs, disk, edu, ivshmem."""
-    disk = folder / 'nvme.raw'
-    with open(disk, 'wb') as image:
-        image.truncate(64 << 20)
+    """Return what the emulated host can assign: NICs, disk, edu, ivshmem;
+    and a disk of its own (virtio-blk)."""
+    for name in 'nvme.raw', 'scratch.raw':
+        with open(folder / name, 'wb') as image:
+            image.truncate(64 << 20)
     return [
         *network(folder, 1, 'e1000e,mac=52:54:00:00:00:01'),
         '-device', 'pcie-root-port,id=rp0,chassis=1',
         *network(folder, 2, 'igb,bus=rp0,mac=52:54:00:00:00:02'),
-        '-blockdev', f'driver=file,node-name=nvme,filename={disk}',
+        '-blockdev', f'driver=file,node-name=nvme,filename={folder}/nvme.raw',
         '-device', 'nvme,serial=lab,drive=nvme',
+        '-blockdev', 'driver=file,node-name=scratch,'
+        f'filename={folder}/scratch.raw',
+        '-device', 'virtio-blk-pci,serial=scratch,drive=scratch',
         '-device', 'edu',
         '-object', 'memory-backend-ram,id=shm,share=on,size=1M',
         '-device', 'ivshmem-plain,memdev=shm']
@@ -127,17 +133,19 @@ def port_arguments(folder, logs):
 class Lab:
     """A running emulated host; use as a context manager."""
 
-    def __init__(self, name, iommu='intel', smp=2, mem='2G', extra=(),
+    def __init__(self, name, iommu='intel', smp=None, mem='2G', extra=(),
                  append='', say=lambda text: None):
         """
         @name: of the report directory
         @iommu: a key of IOMMUS
+        @smp: its processors, 1 to 8; by default LAB_SMP or 2
         @extra: further arguments of the outer QEMU
         """
         self.name, self.say = name, say
         self.folder = report_dir('lab', name)
         self.retries = 0
-        self._iommu, self._smp, self._mem = iommu, smp, mem
+        self._iommu, self._mem = iommu, mem
+        self._smp = smp or int(os.environ.get('LAB_SMP', '2'))
         self._extra, self._append = list(extra), append
         self._tmp = self._process = self._agent = None
         self._count = 0
@@ -233,6 +241,11 @@ class Lab:
         """The file behind the emulated host's NVMe controller."""
         return self._tmp / 'nvme.raw'
 
+    @property
+    def scratch_image(self):
+        """The file behind the emulated host's own disk, /dev/vda."""
+        return self._tmp / 'scratch.raw'
+
     def connect(self, port):
         """Return a socket that is connected to a virtio-serial port."""
         deadline = time.monotonic() + 20
@@ -279,9 +292,21 @@ class Lab:
         except subprocess.TimeoutExpired:
             return 'its agent has closed the port'
         if code == 0:
-            return ('the emulated machine was reset (a triple fault: '
-                    f'{self.folder}/cpu.log)')
+            return self._why_off()
         return f'the outer QEMU ended with {code}: {self.folder}/qemu.log'
+
+    def _why_off(self):
+        """Say why the emulated machine was switched off or reset."""
+        if 'Triple fault' in self._log('cpu'):
+            return f'a triple fault in the emulated host: {self.folder}/cpu.log'
+        found = PANIC.search(self._log('console'))
+        if found:
+            return f'the kernel of the emulated host: {found.group(1)}'
+        return f'the emulated host went off: {self.folder}/console.log'
+
+    def _log(self, name):
+        path = self.folder / f'{name}.log'
+        return path.read_text(errors='replace') if path.is_file() else ''
 
     def _read_line(self, deadline):
         line = b''
@@ -325,7 +350,7 @@ class Lab:
 
     def check_stalled(self):
         """Raise LabHung when the kernel of the emulated host says so."""
-        text = (self.folder / 'console.log').read_text(errors='replace')
+        text = self._log('console')
         found = STALL.search(text)
         if found:
             raise LabHung(text[found.start():].split('\n')[0])
@@ -345,19 +370,55 @@ class Lab:
     def give_slot(self, slot):
         self._slots.append(slot)
 
-    def interrupts(self, pattern):
-        """Return {name: count over all CPUs} of matching interrupt lines."""
+    def interrupts_by_cpu(self, pattern):
+        """Return {name: {cpu: count}} of matching lines of /proc/interrupts.
+
+        @pattern: regular expression for the number or for the rest of a line,
+                  as '^(RES|CAL)$' or rf'vfio-msix\\[\\d+\\]\\({address}\\)'
+        A name is 'NUMBER REST'; a CPU that is offline has no count.
+        """
+        head, *lines = self.run('cat /proc/interrupts').splitlines()
+        cpus = [int(x.removeprefix('CPU')) for x in head.split()]
         found = {}
-        for line in self.run('cat /proc/interrupts').splitlines()[1:]:
-            number, _, rest = line.partition(':')
+        for line in lines:
+            number, _, rest = line.strip().partition(':')
             words = rest.split()
-            counts = [int(w) for w in words[:self._smp] if w.isdigit()]
-            name = ' '.join(words[len(counts):]) or number.strip()
-            for text in (number.strip(), name):
-                if re.search(pattern, text):
-                    found[f'{number.strip()} {name}'] = sum(counts)
-                    break
+            counts = [int(w) for w in words[:len(cpus)] if w.isdigit()]
+            name = ' '.join(words[len(counts):])
+            if re.search(pattern, number) or re.search(pattern, name):
+                found[f'{number} {name}'.strip()] = dict(zip(cpus, counts))
         return found
+
+    def interrupts(self, pattern):
+        """Return {name: count over all CPUs}; see interrupts_by_cpu()."""
+        return {name: sum(counts.values()) for name, counts
+                in self.interrupts_by_cpu(pattern).items()}
+
+    def ipis(self):
+        """Return {'RES' or 'CAL' or 'TLB': {cpu: count}}: what each CPU got.
+
+        RES: rescheduling, also the kick of a vCPU; CAL: function calls; TLB
+        flushes are a part of CAL.
+        """
+        found = self.interrupts_by_cpu('^(RES|CAL|TLB)$')
+        return {name.split()[0]: counts for name, counts in found.items()}
+
+    def irqs(self, address):
+        """Return the numbers of a function's MSI or MSI-X interrupts."""
+        names = self.run(f'ls /sys/bus/pci/devices/{address}/msi_irqs')
+        return sorted(map(int, names.split()))
+
+    def move_irq(self, number, cpus):
+        """Let an interrupt go to these CPUs, a list as '0' or '0-1'."""
+        self.run(f'echo {cpus} >/proc/irq/{number}/smp_affinity_list')
+
+    def move_thread(self, tid, cpu):
+        """Bind a thread, as of LabGuest.vcpu_threads(), to one CPU."""
+        self.run(f'taskset -p {1 << cpu:x} {tid}')
+
+    def online(self, cpu, there=True):
+        """Take a CPU of the emulated host away, or bring it back."""
+        self.run(f'echo {int(there)} >/sys/devices/system/cpu/cpu{cpu}/online')
 
 
 def bounded_qmp(sock, late):
@@ -370,10 +431,16 @@ def bounded_qmp(sock, late):
     from qemu.qmp.legacy import QEMUMonitorProtocol
 
     class Client(QEMUMonitorProtocol):
+        limit_s = QMP_LIMIT_S
+        reported = False
+
         def _sync(self, future, timeout=None):
             try:
-                return super()._sync(future, timeout or QMP_LIMIT_S)
+                return super()._sync(future, timeout or self.limit_s)
             except asyncio.TimeoutError:
+                if self.reported:       # asked once more for the report
+                    raise
+                self.reported = True
                 late('its QEMU does not answer')
 
     return Client(sock)
@@ -459,15 +526,57 @@ class LabGuest(GuestProtocol):
 
     def _fail(self, why):
         self.lab.check_stalled()
-        log = self.lab.attempt(
+        raise GuestFailure(
+            f'inner guest {self.name}: {why}\n  results so far: '
+            f'{self.results}\n  last lines of its console ({self.console}):\n'
+            f'{console_tail(self.console)}\n  its vCPUs:\n'
+            f'{self._registers()}\n  its QEMU said:\n'
+            f'{self._qemu_state()}\n  the emulated host said:\n'
+            f'{console_tail(self.lab.folder / "console.log", 10)}')
+
+    def _qemu_state(self):
+        """The end of the inner QEMU's output, and where its threads are."""
+        return self.lab.attempt(
             f'tail -n 20 {self.qemu_log}\n'
             f'for t in /proc/{self.pid}/task/*; do\n'
-            '    echo "thread $(cat $t/comm):"; cat $t/stack\ndone')[1]
-        raise GuestFailure(
-            f'inner guest {self.name}: {why}\n  last lines of its console '
-            f'({self.console}):\n{console_tail(self.console)}\n  its QEMU '
-            f'said:\n{log}\n  the emulated host said:\n'
-            f'{console_tail(self.lab.folder / "console.log", 10)}')
+            '    echo "thread $(cat $t/comm), $(grep State $t/status):"\n'
+            '    head -n 8 $t/stack\ndone')[1]
+
+    def _registers(self):
+        """Twice the registers: a vCPU that spins is told from one that waits.
+
+        The whole set is in the report directory.
+        """
+        if not self.vm or self.vm.reported:
+            return '    (its QEMU does not answer)'
+        self.vm.reported, self.vm.limit_s = True, 5
+        texts = []
+        try:
+            for _ in range(2):
+                texts.append(self.vm.cmd('human-monitor-command', **{
+                    'command-line': 'info registers -a'}))
+        except Exception as err:        # it is ill, this is only the report
+            texts.append(f'{err.__class__.__name__}: {err}')
+        text = '\n'.join(texts)
+        (self.lab.folder / f'registers-{self.name}.log').write_text(text)
+        kept = re.findall(r'^.*(?:CPU#|RIP=|EIP=|Error).*$', text, re.M)
+        return '\n'.join('    ' + line.strip() for line in kept)
+
+    def limit(self, seconds):
+        """Give what follows less, or more, time than @timeout."""
+        self.timeout = seconds
+        self._deadline = time.monotonic() + seconds
+
+    def vcpu_threads(self):
+        """Return the threads of the vCPUs, in the emulated host, by index."""
+        vcpus = self.vm.cmd('query-cpus-fast')
+        return [v['thread-id'] for v in
+                sorted(vcpus, key=lambda v: v['cpu-index'])]
+
+    def trace(self, event):
+        """Return the lines of a trace event that @log asked for."""
+        return [line for line in self.log_text().splitlines()
+                if re.search(rf'\b{re.escape(event)}\b', line)]
 
     def wait_event(self, name, **data):
         """Wait for an event of the inner QEMU whose data contains @data."""

@@ -22,7 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from lab import Lab, LabError, LabHung                      # noqa: E402
+from lab import (GuestFailure, Lab, LabError,               # noqa: E402,F401
+                 LabHung)
 from hotpath_paths import note                              # noqa: E402
 
 TEST_LIMIT_S = 180

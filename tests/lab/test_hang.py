@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What hangs on purpose ends in a readable report, and soon."""
+import unittest
+from unittest import mock
+
+import labtest
+from labtest import GuestFailure
+
+
+class Hang(labtest.LabTest):
+
+    def report_of(self, wait):
+        with self.assertRaises(GuestFailure) as caught:
+            wait()
+        return str(caught.exception)
+
+    def test_guest(self):
+        """The report tells where its vCPU spins and what came before."""
+        with self.lab.guest('spins', 'result before this\npark ready\n'
+                            'while :; do :; done') as guest:
+            guest.wait_parked('ready')
+            guest.resume()
+            guest.limit(3)
+            report = self.report_of(guest.finish)
+        self.assertIn('no "DONE" within 3 s', report)
+        self.assertIn("{'before': 'this'}", report)
+        self.assertRegex(report, r'init: \d\S* is up')      # its console
+        self.assertRegex(report, r'RIP=[0-9a-f]{16}')
+        self.assertIn('thread CPU 0/KVM', report)
+
+    def test_inner_qemu(self):
+        """A QEMU that does not answer: the state of its threads is told."""
+        with self.lab.guest('stopped', 'park for-ever') as guest:
+            guest.wait_parked('for-ever')
+            self.lab.run(f'kill -STOP {guest.pid}')
+            guest.vm.limit_s = 3
+            report = self.report_of(lambda: guest.vm.cmd('query-status'))
+        self.assertIn('its QEMU does not answer', report)
+        self.assertRegex(report, r'thread CPU 0/KVM, State:\s*T \(stopped\)')
+
+    def test_inner_qemu_that_dies(self):
+        with self.lab.guest('dies', 'park for-ever') as guest:
+            guest.wait_parked('for-ever')
+            guest.kill()
+            guest.wait_exit()
+            guest.vm.limit_s = 3
+            self.report_of(lambda: guest.vm.cmd('query-status'))
+
+    def test_emulated_host(self):
+        """It is started again once, and that is counted and told."""
+        notes, tries = [], []
+        retries = self.lab.retries
+
+        def crash_once(test):
+            tries.append(test)
+            if len(tries) == 1:
+                test.lab.run('echo c >/proc/sysrq-trigger')
+
+        with mock.patch.object(labtest, 'note', notes.append):
+            labtest.bounded(crash_once)(self)
+        self.assertEqual(len(tries), 2)
+        self.assertEqual(self.lab.retries, retries + 1)
+        self.assertRegex(notes[0], 'the emulated host hung .*sysrq')
+        self.assertEqual(self.lab.run('echo alive'), 'alive')
+
+
+if __name__ == '__main__':
+    unittest.main()
