@@ -31,6 +31,7 @@ from hotpath_paths import (BUILD, GUEST_DIR, SetupError, qemu_binary,
 from initramfs import extra_archive
 
 TAIL_LINES = 30
+SILENCE_S = 5           # then it is looked whether QEMU is still there
 DEFAULT_TIMEOUT_S = 120
 
 
@@ -154,7 +155,7 @@ class GuestProtocol:
 
     def check_time(self, what):
         """Fail when the guest's time is over."""
-        if time.monotonic() > self._deadline:
+        if time.monotonic() >= self._deadline:
             self._fail(f'no "{what}" within {self.timeout} s')
 
     def wait_for(self, until, what):
@@ -164,15 +165,21 @@ class GuestProtocol:
                 self._fail(f'its script ended with status {self.status} '
                            f'before "{what}"')
             left = self._deadline - time.monotonic()
-            ready = left > 0 and select.select([self._conn], [], [], left)[0]
+            ready = left > 0 and select.select(
+                [self._conn], [], [], min(left, SILENCE_S))[0]
             if not ready:
-                self._fail(f'no "{what}" within {self.timeout} s')
+                self.check_time(what)
+                self._silent(what)
+                continue
             data = self._conn.recv(65536)
             if not data:
                 self._fail(f'QEMU ended before "{what}"')
             *lines, self._partial = (self._partial + data).split(b'\n')
             for line in lines:
                 self._line(line.decode(errors='replace').strip())
+
+    def _silent(self, what):
+        """Called when nothing was said for a while; may fail."""
 
     def wait_parked(self, name):
         """Wait until the guest's script is at 'park NAME'."""

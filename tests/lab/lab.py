@@ -441,7 +441,7 @@ def bounded_qmp(sock, late):
                 if self.reported:       # asked once more for the report
                     raise
                 self.reported = True
-                late('its QEMU does not answer')
+                late()
 
     return Client(sock)
 
@@ -521,7 +521,7 @@ class LabGuest(GuestProtocol):
             f'cat /fw/guest.cpio.gz /tmp/extra{slot} >/tmp/initrd{slot}\n'
             f'inner_qemu {machine}{arguments} >{self.qemu_log} 2>&1 &\n'
             'echo $!'))
-        self.vm = bounded_qmp(qmp, self._fail)
+        self.vm = bounded_qmp(qmp, self._no_answer)
         self.vm.connect()
 
     def _fail(self, why):
@@ -533,6 +533,15 @@ class LabGuest(GuestProtocol):
             f'{self._registers()}\n  its QEMU said:\n'
             f'{self._qemu_state()}\n  the emulated host said:\n'
             f'{console_tail(self.lab.folder / "console.log", 10)}')
+
+    def _silent(self, what):
+        if not self.alive():
+            self._fail(f'its QEMU has ended before "{what}"')
+
+    def _no_answer(self):
+        self._fail('its QEMU does not answer' if self.alive() else
+                   'its QEMU has ended (-no-reboot: also when the guest is '
+                   'reset, as by a triple fault)')
 
     def _qemu_state(self):
         """The end of the inner QEMU's output, and where its threads are."""
@@ -547,8 +556,8 @@ class LabGuest(GuestProtocol):
 
         The whole set is in the report directory.
         """
-        if not self.vm or self.vm.reported:
-            return '    (its QEMU does not answer)'
+        if not self.vm or self.vm.reported or not self.alive():
+            return '    (its QEMU cannot be asked)'
         self.vm.reported, self.vm.limit_s = True, 5
         texts = []
         try:

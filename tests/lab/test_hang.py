@@ -39,12 +39,15 @@ class Hang(labtest.LabTest):
         self.assertRegex(report, r'thread CPU 0/KVM, State:\s*T \(stopped\)')
 
     def test_inner_qemu_that_dies(self):
+        """That is told from silence, whatever the test waits for."""
         with self.lab.guest('dies', 'park for-ever') as guest:
             guest.wait_parked('for-ever')
             guest.kill()
-            guest.wait_exit()
             guest.vm.limit_s = 3
-            self.report_of(lambda: guest.vm.cmd('query-status'))
+            report = self.report_of(lambda: guest.vm.cmd('query-status'))
+            self.assertIn('its QEMU has ended', report)
+            report = self.report_of(guest.wait_done)
+            self.assertIn('its QEMU has ended before "DONE"', report)
 
     def test_emulated_host(self):
         """It is started again once, and that is counted and told."""
