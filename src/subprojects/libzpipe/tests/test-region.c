@@ -1,0 +1,522 @@
+/*
+ * Tests of libzpipe: memory that is shown to the peer
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: LGPL-2.1-or-later
+ */
+
+#include "rawpeer.h"
+
+#define LEN (200 * KiB)
+#define NOBODY 65534
+
+typedef struct Shared {
+    int fd, id;
+    uint8_t *mem;
+    size_t size;
+} Shared;
+
+static void shared_open(Shared *s, struct zpipe *zp, size_t size)
+{
+    s->size = size;
+    s->fd = memfd_new(size, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
+    s->mem = map_new(s->fd, size);
+    s->id = zpipe_region_add(zp, s->fd, 0, s->mem, size);
+    g_assert_cmpint(s->id, >=, 0);
+}
+
+static void shared_close(Shared *s)
+{
+    munmap(s->mem, s->size);
+    close(s->fd);
+}
+
+/* --------------------------------------------------- add and take away */
+
+/* Taken away while data are shown from there: they go another way. */
+static void del_shown(enum zpipe_mechanism mechanism, size_t taken_before)
+{
+    struct zpipe_config tx = config_of(mechanism, 0);
+    g_autofree uint8_t *in = g_malloc0(LEN);
+    Req *w, *r;
+    Shared s;
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    shared_open(&s, p.tx, LEN);
+    p.fds++;                            /* the memfd is ours */
+    pair_settle(&p);
+    g_assert_cmpint(stats_of(p.tx).regions, ==, 1);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 1);
+    pat_fill(s.mem, LEN, 1, 0);
+    w = req_new(s.mem, LEN);
+    submit_write(p.tx, w);
+    pair_settle(&p);
+    if (taken_before) {
+        r = req_new(in, taken_before);
+        r->r.min = taken_before;
+        submit_read(p.rx, r);
+        pair_wait(&p, r);
+        req_free(r);
+    }
+    zpipe_region_del(p.tx, s.id);
+    pair_settle(&p);
+    g_assert_cmpint(stats_of(p.tx).regions, ==, 0);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 0);
+    r = req_new(in + taken_before, LEN - taken_before);
+    r->r.min = LEN - taken_before;
+    submit_read(p.rx, r);
+    pair_wait(&p, r);
+    pair_wait(&p, w);
+    g_assert_cmpint(w->r.result, ==, LEN);
+    pat_check(in, LEN, 1, 0);
+    g_assert_cmpint(stats_of(p.tx).tx[ZPIPE_COPY].bytes, ==,
+                    LEN - taken_before);
+    req_free(w);
+    req_free(r);
+    pair_close(&p);
+    shared_close(&s);
+}
+
+static void test_del_shown(void)
+{
+    del_shown(ZPIPE_MAP, 0);
+    del_shown(ZPIPE_MAP, 12345);
+    del_shown(ZPIPE_DIRECT, 0);
+    del_shown(ZPIPE_DIRECT, 12345);
+}
+
+/* What a view points to stays readable until it is given back. */
+static void test_view_outlives(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    Req *w, *v = req_new_view();
+    Shared s;
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    shared_open(&s, p.tx, 4096);
+    pat_fill(s.mem, 4096, 1, 0);
+    pair_settle(&p);
+    w = req_new(s.mem, 4096);
+    submit_write(p.tx, w);
+    submit_view(p.rx, v);
+    pair_wait(&p, v);
+    zpipe_free(p.tx);
+    g_assert_cmpint(wait_gone(p.rx), <, 0);
+    pat_check(v->r.view, 4096, 1, 0);
+    zpipe_view_done(p.rx, &v->r);
+    zpipe_free(p.rx);
+    g_assert_cmpint(fd_count(), ==, p.fds + 1);
+    shared_close(&s);
+    req_free(w);
+    req_free(v);
+}
+
+/* Numbers are used again; data never come from the one that had it before. */
+static void test_reuse(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    for (int i = 0; i < 500; i++) {
+        uint8_t in[3000];
+        Req *w, *r = req_new(in, sizeof(in));
+        uint8_t *out = zpipe_buffer_new(p.tx, sizeof(in));
+
+        g_assert_nonnull(out);
+        pat_fill(out, sizeof(in), i, 0);
+        if (i % 2) {
+            pair_settle(&p);
+        }
+        w = req_new(out, sizeof(in));
+        r->r.min = sizeof(in);
+        submit_write(p.tx, w);
+        submit_read(p.rx, r);
+        pair_wait(&p, w);
+        pat_check(in, sizeof(in), i, 0);
+        zpipe_buffer_free(p.tx, out);
+        req_free(w);
+        req_free(r);
+    }
+    pair_settle(&p);
+    g_assert_cmpint(stats_of(p.tx).regions, ==, 0);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 0);
+    pair_close(&p);
+}
+
+static void test_max(void)
+{
+    uint8_t *buf[ZPIPE_REGIONS_MAX];
+    Pair p;
+
+    pair_open(&p, NULL, NULL);
+    for (int i = 0; i < ZPIPE_REGIONS_MAX; i++) {
+        buf[i] = zpipe_buffer_new(p.tx, 4096);
+        g_assert_nonnull(buf[i]);
+    }
+    errno = 0;
+    g_assert_null(zpipe_buffer_new(p.tx, 4096));
+    g_assert_cmpint(errno, ==, ENOSPC);
+    pair_settle(&p);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, ZPIPE_REGIONS_MAX);
+    zpipe_buffer_free(p.tx, buf[77]);
+    buf[77] = zpipe_buffer_new(p.tx, 4096);
+    g_assert_nonnull(buf[77]);
+    pair_settle(&p);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, ZPIPE_REGIONS_MAX);
+    g_assert_cmpint(stats_of(p.rx).refused_regions, ==, 0);
+    zpipe_region_del(p.tx, -1);                 /* harmless */
+    zpipe_region_del(p.tx, ZPIPE_REGIONS_MAX);
+    pass(&p, 1000, 1, 0);
+    pair_close(&p);
+}
+
+/* Known to a peer that comes later, and to the next one. */
+static void test_before_and_after(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, ZPIPE_PERSISTENT);
+    struct zpipe_config rx = config_of(ZPIPE_AUTO, ZPIPE_PERSISTENT);
+    uint8_t in[4096];
+    Req *w, *r = req_new(in, sizeof(in));
+    Shared s;
+    Pair p;
+
+    pair_new(&p, &tx, &rx);
+    shared_open(&s, p.tx, 4096);
+    p.fds++;                            /* the memfd is ours */
+    for (int i = 0; i < 3; i++) {
+        pair_attach(&p);
+        pair_settle(&p);
+        pat_fill(s.mem, 4096, i, 0);
+        w = req_new(s.mem, 4096);
+        r->r.min = 4096;
+        submit_write(p.tx, w);
+        submit_read(p.rx, r);
+        pair_wait(&p, w);
+        pat_check(in, 4096, i, 0);
+        g_assert_cmpint(stats_of(p.tx).tx[ZPIPE_DIRECT].bytes, ==,
+                        4096 * (i + 1));
+        req_free(w);
+        zpipe_detach(p.tx);
+        zpipe_detach(p.rx);
+        pair_settle(&p);
+        g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 0);
+    }
+    req_free(r);
+    pair_close(&p);
+    shared_close(&s);
+}
+
+/* One segment over two neighbouring regions, and beyond their ends. */
+static void test_edges(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    const size_t page = 4096, size = 6 * page;
+    int fd = memfd_new(size, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
+    uint8_t *mem = map_new(fd, size);
+    g_autofree uint8_t *in = g_malloc0(size);
+    uint64_t pos = 0;
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    g_assert_cmpint(zpipe_region_add(p.tx, fd, page, mem + page, page), >=, 0);
+    g_assert_cmpint(zpipe_region_add(p.tx, fd, 2 * page, mem + 2 * page,
+                                     2 * page), >=, 0);
+    pair_settle(&p);
+    for (size_t from = 0; from < size; from += page / 2) {
+        for (size_t len = page / 2; from + len <= size; len += page / 2) {
+            Req *w = req_new(mem + from, len), *r = req_new(in, len);
+
+            pat_fill(mem + from, len, 1, pos);
+            r->r.min = len;
+            submit_write(p.tx, w);
+            submit_read(p.rx, r);
+            pair_wait(&p, w);
+            pat_check(in, len, 1, pos);
+            pos += len;
+            req_free(w);
+            req_free(r);
+        }
+    }
+    g_assert_cmpint(stats_of(p.tx).tx[ZPIPE_DIRECT].bytes, >, 0);
+    pair_close(&p);
+    munmap(mem, size);
+    close(fd);
+}
+
+/* --------------------------------------------------------------- refusals */
+
+static void refused(struct zpipe *zp, int fd, off_t offset, size_t size,
+                    int err)
+{
+    static uint8_t mem[64 * KiB] __attribute__((aligned(4096)));
+    int ret = zpipe_region_add(zp, fd, offset, mem, size);
+
+    g_assert_cmpint(ret, ==, err);
+    g_assert_cmpint(stats_of(zp).regions, ==, 0);
+}
+
+static void test_refused_files(void)
+{
+    char name[] = "/tmp/zpipe-test-XXXXXX";
+    int pipefd[2], fd;
+    Pair p;
+
+    pair_open(&p, NULL, NULL);
+    fd = memfd_new(64 * KiB, MFD_ALLOW_SEALING, 0);     /* can shrink */
+    refused(p.tx, fd, 0, 64 * KiB, -EPERM);
+    close(fd);
+    fd = memfd_new(64 * KiB, 0, 0);                     /* for ever */
+    refused(p.tx, fd, 0, 64 * KiB, -EPERM);
+    close(fd);
+    fd = mkstemp(name);
+    unlink(name);
+    g_assert_cmpint(ftruncate(fd, 64 * KiB), ==, 0);
+    refused(p.tx, fd, 0, 64 * KiB, -EPERM);
+    close(fd);
+    g_assert_cmpint(pipe2(pipefd, O_CLOEXEC), ==, 0);
+    refused(p.tx, pipefd[0], 0, 4096, -EPERM);
+    refused(p.tx, pipefd[1], 0, 4096, -EPERM);
+    close(pipefd[0]);
+    close(pipefd[1]);
+    fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    refused(p.tx, fd, 0, 4096, -EPERM);
+    close(fd);
+    g_assert_cmpint(zpipe_region_add(p.tx, -1, 0, &p, 4096), <, 0);
+    pass(&p, 1000, 1, 0);
+    pair_close(&p);
+}
+
+static void test_refused_ranges(void)
+{
+    int fd = memfd_new(64 * KiB, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
+    Pair p;
+
+    pair_open(&p, NULL, NULL);
+    refused(p.tx, fd, 0, 0, -EINVAL);
+    refused(p.tx, fd, 1, 4096, -EINVAL);
+    refused(p.tx, fd, -4096, 4096, -EINVAL);
+    refused(p.tx, fd, 0, 64 * KiB + 4096, -EINVAL);
+    refused(p.tx, fd, 64 * KiB, 4096, -EINVAL);
+    refused(p.tx, fd, 4096, SIZE_MAX - 4095, -EINVAL);
+    refused(p.tx, fd, 4096, SIZE_MAX / 2, -EINVAL);
+    pair_close(&p);
+    close(fd);
+}
+
+/* Touching a huge page that is not there raises SIGBUS: not from a peer. */
+static void test_refused_hugetlb(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    int fd = memfd_new(2 * MiB, MFD_ALLOW_SEALING | MFD_HUGETLB,
+                       F_SEAL_SHRINK);
+    static uint8_t mem[4096];
+    Pair p;
+    int id;
+
+    if (fd < 0) {
+        g_test_skip("no memfd with huge pages here");
+        return;
+    }
+    pair_open(&p, &tx, NULL);
+    /* no page of it is there: nobody may touch it */
+    id = zpipe_region_add(p.tx, fd, 0, mem, 2 * MiB);
+    pair_settle(&p);
+    if (id >= 0) {
+        g_assert_cmpint(stats_of(p.rx).refused_regions, ==, 1);
+    } else {
+        g_assert_cmpint(id, ==, -EPERM);
+    }
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 0);
+    pass(&p, 1000, 1, 0);
+    pair_close(&p);
+    close(fd);
+}
+
+/* -------------------------------------------------- what the peer can do */
+
+/* Everything by which a descriptor might be written. */
+static int try_to_write(int fd, size_t size)
+{
+    g_autofree char *self = g_strdup_printf("/proc/self/fd/%d", fd);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int again;
+
+    if (p != MAP_FAILED) {
+        return 1;
+    }
+    if (write(fd, "x", 1) >= 0 || pwrite(fd, "x", 1, 0) >= 0) {
+        return 2;
+    }
+    if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, size) ==
+        0) {
+        return 3;
+    }
+    if (ftruncate(fd, 0) == 0 || fchmod(fd, 0777) == 0) {
+        return 4;
+    }
+    p = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+        return 5;
+    }
+    if (mprotect(p, size, PROT_READ | PROT_WRITE) == 0) {
+        return 6;
+    }
+    munmap(p, size);
+    /* anew, with more rights: this is why the file's mode is taken away */
+    again = open(self, O_RDWR);
+    if (again >= 0) {
+        p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0);
+        close(again);
+        return p == MAP_FAILED ? 0 : 7;
+    }
+    return 0;
+}
+
+/* As another user, in a process of its own. */
+static int try_as_nobody(int fd, size_t size)
+{
+    pid_t pid = fork();
+    int status;
+
+    if (pid == 0) {
+        if (setresgid(NOBODY, NOBODY, NOBODY) < 0 ||
+            setresuid(NOBODY, NOBODY, NOBODY) < 0) {
+            _exit(100);
+        }
+        _exit(try_to_write(fd, size));
+    }
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    g_assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+typedef struct Spy {
+    struct zpipe *zp;
+    RawPeer *raw;
+} Spy;
+
+static void spy_open(Spy *spy)
+{
+    int sv[2];
+
+    socket_pair(sv);
+    spy->zp = zpipe_new(NULL);
+    spy->raw = raw_new(sv[1], true);
+    g_assert_cmpint(zpipe_attach(spy->zp, sv[0], false), ==, 0);
+    raw_connect(spy->raw, spy->zp);
+}
+
+static void spy_close(Spy *spy)
+{
+    raw_free(spy->raw);
+    zpipe_free(spy->zp);
+}
+
+static int spy_region(Spy *spy)
+{
+    int64_t end = now_ms() + HANG_MS;
+
+    for (;;) {
+        reap_all(spy->zp);
+        g_assert_true(raw_turn(spy->raw, NULL));
+        for (int i = 0; i < ZPIPE_REGIONS_MAX; i++) {
+            if (spy->raw->region_fd[i] >= 0) {
+                return i;
+            }
+        }
+        g_assert_cmpint(now_ms(), <, end);
+    }
+}
+
+static void test_region_read_only(void)
+{
+    Shared s;
+    Spy spy;
+    int id;
+
+    if (getuid() != 0) {
+        g_test_skip("cannot become another user");
+        return;
+    }
+    spy_open(&spy);
+    shared_open(&s, spy.zp, 64 * KiB);
+    id = spy_region(&spy);
+    g_assert_cmpint(spy.raw->region[id].flags & ZP_REGION_WRITE, ==, 0);
+    g_assert_cmpint(try_as_nobody(spy.raw->region_fd[id], 64 * KiB), ==, 0);
+    /* with the descriptor alone, whoever it is */
+    g_assert_true(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED,
+                       spy.raw->region_fd[id], 0) == MAP_FAILED);
+    spy_close(&spy);
+    shared_close(&s);
+}
+
+/* Memory that the library allocates is the one that a peer may write. */
+static void test_buffer_writable(void)
+{
+    Spy spy;
+    uint8_t *buf;
+    void *p;
+    int id;
+
+    spy_open(&spy);
+    buf = zpipe_buffer_new(spy.zp, 5000);
+    g_assert_nonnull(buf);
+    id = spy_region(&spy);
+    g_assert_cmpint(spy.raw->region[id].flags & ZP_REGION_WRITE, !=, 0);
+    g_assert_cmpint(spy.raw->region[id].size, ==, 8192);
+    p = map_new(spy.raw->region_fd[id], 8192);
+    munmap(p, 8192);
+    /* but not made smaller */
+    g_assert_cmpint(ftruncate(spy.raw->region_fd[id], 0), <, 0);
+    spy_close(&spy);
+}
+
+/* Nobody but its owner writes an arena, root neither. */
+static void test_arena_read_only(void)
+{
+    g_autofree char *self = NULL;
+    Spy spy;
+    size_t size;
+    int fd, again;
+
+    spy_open(&spy);
+    fd = spy.raw->peer_arena_fd;
+    self = g_strdup_printf("/proc/self/fd/%d", fd);
+    size = spy.raw->peer.size;
+    if (getuid() == 0) {
+        g_assert_cmpint(try_as_nobody(fd, size), ==, 0);
+    }
+    g_assert_true(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+                  == MAP_FAILED);
+    again = open(self, O_RDWR);
+    if (again >= 0) {
+        g_assert_true(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
+                           again, 0) == MAP_FAILED);
+        g_assert_cmpint(pwrite(again, "x", 1, 0), <, 0);
+        g_assert_cmpint(ftruncate(again, 0), <, 0);
+        close(again);
+    }
+    spy_close(&spy);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/region/del-shown", test_del_shown);
+    g_test_add_func("/region/view-outlives", test_view_outlives);
+    g_test_add_func("/region/reuse", test_reuse);
+    g_test_add_func("/region/max", test_max);
+    g_test_add_func("/region/before-and-after", test_before_and_after);
+    g_test_add_func("/region/edges", test_edges);
+    g_test_add_func("/region/refused/files", test_refused_files);
+    g_test_add_func("/region/refused/ranges", test_refused_ranges);
+    g_test_add_func("/region/refused/hugetlb", test_refused_hugetlb);
+    g_test_add_func("/region/read-only", test_region_read_only);
+    g_test_add_func("/region/buffer-writable", test_buffer_writable);
+    g_test_add_func("/region/arena-read-only", test_arena_read_only);
+    return g_test_run();
+}
