@@ -31,7 +31,8 @@ class Mechanism:
     @prefix: of its statistics' names, without the last '-'
     @used: name (without prefix) of the count that must be above 0 when on
     @did: text from the results of a run
-    @off, @on: options of the guest that differ (machine=, devices=, args=)
+    @off, @on: options of the guest that differ (machine=, devices=, args=), or
+        a function that returns them, if they need the guest's kernel
     @options: options of the guest that are the same in both
     @needs: (machine property) that the QEMU must have
     @script: for a Linux guest; it must 'park counts' at its end
@@ -42,9 +43,9 @@ class Mechanism:
     prefix: str
     used: str
     did: Callable[[dict], str]
-    on: dict
+    on: object
     needs: Optional[str] = None
-    off: dict = field(default_factory=dict)
+    off: object = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     script: Optional[str] = None
     payload: Optional[str] = None
@@ -64,7 +65,9 @@ class Mechanism:
 
     def run(self, state):
         """Run the guest with the mechanism 'off' or 'on'."""
-        options = {**self.options, **(self.on if state == 'on' else self.off)}
+        chosen = self.on if state == 'on' else self.off
+        options = {**self.options, **(chosen() if callable(chosen)
+                                      else chosen)}
         if self.payload:
             return self._run_bare(state, options)
         with Guest(self.slug(state), self.script, **options) as guest:

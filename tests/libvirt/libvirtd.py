@@ -193,10 +193,12 @@ class Libvirtd:
 class Domain:
     """A domain made from an XML file of docs/libvirt/."""
 
-    def __init__(self, daemon, xml_name, script, edit=lambda text: text):
+    def __init__(self, daemon, xml_name, script, edit=lambda text: text,
+                 files=None):
         """
         @script: what the guest runs, see tests/guest/init
         @edit: changes the XML text before it is defined
+        @files: {path: bytes} to add to the guest's root
         """
         self.daemon = daemon
         self.folder = report_dir('libvirt', xml_name)
@@ -204,7 +206,7 @@ class Domain:
         self.console = self.folder / 'console.log'
         for path in (self.serial, self.console):
             path.write_bytes(b'')
-        self._initrd = write_initrd(self.folder / 'initrd', script)
+        self._initrd = write_initrd(self.folder / 'initrd', script, files)
         text = edit((ROOT / 'docs/libvirt' / f'{xml_name}.xml').read_text())
         for key, value in (('EMULATOR', qemu_binary()),
                            ('KERNEL', guest_files()[0].image),
