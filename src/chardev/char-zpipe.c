@@ -396,7 +396,11 @@ static void zpipe_chr_accept_input(Chardev *chr)
 static bool reap_and_unblock_locked(ZpipeChardev *s)
 {
     bool any = zpipe_chr_reap_locked(s);
+    struct zpipe_info info;
 
+    /* to be noticed although nobody reads, as a socket's hang-up is */
+    zpipe_get_info(s->zp, &info);
+    s->ended = s->ended || info.ended;
     qatomic_set(&s->tx_blocked, false);
     return any;
 }

@@ -273,6 +273,9 @@ static enum step take_entry(struct zpipe *zp)
         entry_done(zp);
         return STOP;
     }
+    if (!req) {
+        return STOP;            /* it was the end a moment ago */
+    }
     if (piece.type == ZP_W_PUSHED) {
         return take_pushed(zp, req, &piece);
     }
@@ -324,13 +327,21 @@ static int64_t available(struct zpipe *zp)
            ? (int64_t)(prod - zp->rx.cur) : -1;
 }
 
+/* Is the next thing the end?  It is taken although nobody reads. */
+static bool at_end(struct zpipe *zp)
+{
+    return !zp->rx.end && available(zp) &&
+           ld_relaxed(&entry_at(zp, zp->rx.cur)->type) == ZP_W_END;
+}
+
 static enum step take_entries(struct zpipe *zp, size_t budget)
 {
     uint64_t start = zp->rx.taken;
     int64_t n = available(zp);
     enum step step = n < 0 ? BROKEN : GO_ON;
 
-    while (step == GO_ON && n > 0 && zp->rx.queue.head && !zp->rx.end &&
+    while (step == GO_ON && n > 0 && !zp->rx.end &&
+           (zp->rx.queue.head || at_end(zp)) &&
            zp->rx.taken - start < budget) {
         uint64_t cur = zp->rx.cur;
 
@@ -354,7 +365,7 @@ static void pass(struct zpipe *zp, size_t budget)
     if (zp->rx.want_data && available(zp)) {
         zp->rx.want_data = false;
     }
-    if (!zp->rx.queue.head) {
+    if (!zp->rx.queue.head && !at_end(zp)) {
         return;
     }
     if (zp->rx.end || !available(zp)) {
@@ -392,8 +403,11 @@ bool rx_has_news(struct zpipe *zp)
 {
     struct zp_rx *rx = &zp->rx;
 
-    if (!link_readable(zp) || !(rx->queue.head || rx->want_data)) {
+    if (!link_readable(zp)) {
         return false;
+    }
+    if (!rx->queue.head && !rx->want_data) {
+        return at_end(zp);
     }
     return (rx->end && rx->queue.head) || rx_more(zp);
 }

@@ -438,6 +438,7 @@ static bool send_piece(struct zpipe *zp, struct zpipe_req *req)
 static void send_end(struct zpipe *zp)
 {
     publish(zp, &(struct tx_slot) { .type = ZP_W_END });
+    zp->news |= ZP_WANT_END;
     zp->tx.end_sent = true;
 }
 

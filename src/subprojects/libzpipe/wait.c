@@ -106,7 +106,7 @@ void kick(struct zpipe *zp)
 
 static uint32_t wanted(const struct zpipe *zp)
 {
-    uint32_t want = 0;
+    uint32_t want = ZP_WANT_END;
 
     if (zp->rx.queue.head || zp->rx.want_data) {
         want |= ZP_WANT_DATA;
@@ -133,9 +133,6 @@ bool fall_asleep(struct zpipe *zp)
         return !(zp->link == LINK_DRAIN && rx_has_news(zp));
     }
     want = wanted(zp);
-    if (!want) {
-        return true;        /* the socket has its own way to wake us */
-    }
     if (++zp->rung == RUNG_MAX) {
         zp->rung = 0;
         link_silence(zp);

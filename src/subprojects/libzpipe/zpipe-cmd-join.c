@@ -347,7 +347,8 @@ static void wait_for_work(struct join *j, struct cmd_link *link)
 /* The connection was lost; true if there is a new one. */
 static bool back_again(struct join *j, struct cmd_link *link)
 {
-    if (j->opt->reconnect_ms < 0) {
+    /* a peer that hung up on the end of our stream has all: that is the end */
+    if (j->opt->reconnect_ms < 0 || answered(j)) {
         return false;
     }
     if (j->opt->verbose) {

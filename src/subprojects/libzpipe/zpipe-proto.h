@@ -148,6 +148,7 @@ struct zp_ctl {
 #define ZP_WANT_DATA    (1u << 0)   /* a posted write */
 #define ZP_WANT_SPACE   (1u << 1)   /* progress of taken, rel */
 #define ZP_WANT_READS   (1u << 2)   /* a posted read */
+#define ZP_WANT_END     (1u << 3)   /* the end of the stream */
 #define ZP_WANT_MASK    0xffu
 #define ZP_SLEEP_SEQ    0x100u
 

@@ -542,6 +542,7 @@ void zpipe_get_info(const struct zpipe *zp, struct zpipe_info *info)
         .peer_cma_read = zp->peer_cma_read,
         .cma_error = zp->cma_error,
         .resumed = zp->resumed,
+        .ended = zp->rx.end,
         .tx_offset = zp->tx.acked,
         .rx_offset = zp->rx.taken,
     };

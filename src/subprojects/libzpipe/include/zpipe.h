@@ -259,6 +259,7 @@ struct zpipe_stats {
  * @peer_cma_read: the peer has proven that it can read this side's
  * @cma_error: errno of the proof that failed, 0 if none did
  * @resumed: the session is an old one
+ * @ended: the peer has shut down and this side has taken all before that
  * @tx_offset, @rx_offset: bytes that the peer has taken, that this side has
  *      taken, since the stream began
  */
@@ -268,7 +269,7 @@ struct zpipe_info {
     uint32_t ring_bytes, peer_ring_bytes;
     bool cma_read, cma_write, peer_cma_read;
     int cma_error;
-    bool resumed;
+    bool resumed, ended;
     uint64_t tx_offset, rx_offset;
 };
 

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest's port on a zpipe: every byte, whatever happens meanwhile."""
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+from guest import Guest, GuestFailure, hotpath_counters, is_base_build
+from hotpath_paths import SetupError, qemu_binary
+from zpipe_peer import Peer, stream_program
+
+GIB = 1 << 30
+MIB = 1 << 20
+NOBODY = 65534
+CAPS = 'sys_ptrace'
+
+# The guest does what the host writes to it, a line at a time.
+SHELL = '''
+# port NAME: its device
+port()
+{
+    for p in /sys/class/virtio-ports/vport*; do
+        [ "$(cat "$p/name")" != "$1" ] || echo "/dev/${p##*/}"
+    done
+}
+# both NAME RECEIVE-BYTES SEED SEND-BYTES SEED: both ways at once
+both()
+{
+    exec 4<>"$(port "$1")"
+    stream check "$2" "$3" <&4 2>/tmp/in &
+    checker=$!
+    stream make "$4" "$5" >&4 2>/tmp/out || return 1
+    wait $checker || return 1
+    exec 4<&-
+}
+ln -s /stream /bin/stream
+result ready
+while read -r line <&3 && [ "$line" != bye ]; do
+    ( eval "$line" )
+    result status $? $(cat /tmp/in /tmp/out 2>/dev/null)
+done
+'''
+
+
+def need_zpipe():
+    """Skip on the unpatched base; fail if else the chardev is missing."""
+    if is_base_build():
+        raise unittest.SkipTest('the unpatched base has no chardev "zpipe"')
+    said = subprocess.run([str(qemu_binary()), '-chardev', 'help'], text=True,
+                          stdout=subprocess.PIPE, check=True).stdout
+    if 'zpipe' not in said.split():
+        raise GuestFailure(f'{qemu_binary()} has no chardev "zpipe"')
+
+
+def without_ptrace(folder):
+    """Return a program that runs QEMU without the right to trace others."""
+    if os.geteuid():
+        return qemu_binary()
+    script = Path(folder) / 'qemu-without-ptrace'
+    script.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-{CAPS} '
+                      f'--inh-caps=-{CAPS} {qemu_binary()} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+class ShellGuest(Guest):
+    """A guest that does what it is told."""
+
+    def __init__(self, name, chardevs, **options):
+        """@chardevs: {name of the port: options of its chardev}"""
+        args = list(options.pop('args', ()))
+        args += ['-device', 'virtio-serial-pci,id=zserial']
+        for port, text in chardevs.items():
+            args += ['-chardev', f'zpipe,id={port},{text}', '-device',
+                     f'virtserialport,bus=zserial.0,chardev={port},'
+                     f'name={port}']
+        options.setdefault('timeout', 300)
+        super().__init__(name, SHELL, args=args, files={
+            'stream': stream_program().read_bytes()}, **options)
+
+    def extend(self, seconds):
+        """Give it more time, from now on."""
+        self._deadline = time.monotonic() + seconds
+        self.timeout = seconds
+
+    def tell(self, line):
+        """Let the guest begin with something."""
+        self.results.pop('status', None)
+        self._conn.sendall(line.encode() + b'\n')
+
+    def told(self):
+        """Wait for its end; return (exit status, what was printed)."""
+        words = self.wait_result('status').split(' ', 1)
+        return int(words[0]), ' '.join(words[1:])
+
+    def run(self, line):
+        """Do something that must work."""
+        self.tell(line)
+        status, text = self.told()
+        if status:
+            self._fail(f'"{line}" ended with status {status}: {text}')
+        return text
+
+    def end(self):
+        """Power off, properly."""
+        self._conn.sendall(b'bye\n')
+        return self.finish()
+
+    def info(self, port):
+        """What query-zpipe says of a port's chardev."""
+        return next(x for x in self.vm.cmd('query-zpipe')
+                    if x['label'] == port)
+
+    def sent(self, port):
+        """Bytes that peers have taken from the guest."""
+        return sum(x['tx-bytes'] for x in self.info(port)['counts'])
+
+    def wait_info(self, port, until, what):
+        while not until(self.info(port)):
+            self.check_time(what)
+            time.sleep(0.02)
+        return self.info(port)
+
+    def wait_sent(self, port, count):
+        self.wait_info(port, lambda x: self.sent(port) >= count,
+                       f'{count} bytes')
+
+
+class ZpipeTest(unittest.TestCase):
+    """Common to the tests: a directory for sockets, peers that are ended."""
+
+    def setUp(self):
+        need_zpipe()
+        self.folder = Path(tempfile.mkdtemp(prefix='hotzp-', dir='/tmp'))
+        os.chmod(self.folder, 0o755)
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def peer(self, *args, **options):
+        peer = Peer(*args, **options)
+        self.addCleanup(peer.close)
+        return peer
+
+
+class OneGuest(ZpipeTest):
+    """Many tests with one guest and three ports:
+
+    z0: nothing said; z1: cross-memory access; z2: guest memory is shown
+    """
+
+    @classmethod
+    def setUpClass(cls):
+        need_zpipe()
+        cls.home = tempfile.mkdtemp(prefix='hotzp-', dir='/tmp')
+        os.chmod(cls.home, 0o755)
+        cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
+        common = 'server=on,wait=off'
+        cls.guest = ShellGuest(
+            'zpipe',
+            {'z0': f'path={cls.home}/z0,{common},hold-ms=20000',
+             'z1': f'path={cls.home}/z1,{common},cma=on',
+             'z2': f'path={cls.home}/z2,{common},share-ram=on,mechanism=map'},
+            machine='q35,memory-backend=m', qemu=without_ptrace(cls.home),
+            args=['-object', 'memory-backend-memfd,id=m,size=256M,share=on'])
+        cls.guest.__enter__()
+        cls.addClassCleanup(cls.guest.close)
+        cls.guest.wait_result('ready')
+        for name in ('z0', 'z1', 'z2'):
+            os.chmod(f'{cls.home}/{name}', 0o777)   # for another user
+
+    def setUp(self):
+        super().setUp()
+        self.guest.extend(60)
+
+    def path(self, port):
+        return f'{self.home}/{port}'
+
+    def exchange(self, port, size, *options, meanwhile=None, **peer_options):
+        """Send @size both ways at once; return the peer's statistics."""
+        peer = self.peer(self.path(port), *options, send=(size, 11),
+                         receive=(size, 22), **peer_options)
+        self.guest.wait_info(port, lambda x: x['state'] == 'connected',
+                             'connected')
+        self.guest.tell(f'both {port} {size} 11 {size} 22')
+        if meanwhile:
+            meanwhile()
+        status, text = self.guest.told()
+        self.assertEqual(status, 0, text)
+        stats = peer.finish(60)
+        self.assertEqual(stats['received'], size)
+        self.guest.wait_info(port, lambda x: x['state'] != 'connected',
+                             'disconnected')
+        return stats
+
+    def test_gibibyte_each_way(self):
+        """The peer's posted reads are filled without a look at the guest's
+        memory; its own buffers are looked at by QEMU."""
+        stats = self.exchange('z0', GIB)
+        self.assertGreater(stats['received direct']['bytes'], 0)
+        self.assertEqual(stats.get('cma-errors'), 0)
+        self.assertEqual(self.guest.info('z0')['regions'], 0)
+
+    def test_stop_and_cont(self):
+        def stop_often():
+            for n in range(1, 6):
+                self.guest.vm.cmd('stop')
+                before = self.guest.sent('z0')
+                time.sleep(0.1)
+                self.assertEqual(self.guest.sent('z0'), before)
+                self.guest.vm.cmd('cont')
+                time.sleep(0.2)
+        self.exchange('z0', 192 * MIB, meanwhile=stop_often)
+
+    def test_lost_connection(self):
+        """Both sides go on where they were."""
+        def break_often():
+            for n in range(5):
+                time.sleep(0.2)
+                self.guest.vm.cmd('yank', instances=[
+                    {'type': 'chardev', 'id': 'z0'}])
+                self.guest.wait_info(
+                    'z0', lambda x: x['state'] == 'connected', 'connected')
+        stats = self.exchange('z0', 192 * MIB, '--reconnect=10',
+                              meanwhile=break_often)
+        self.assertEqual(stats['resumed'], 5)
+
+    def test_guest_memory_shown(self):
+        stats = self.exchange('z2', 64 * MIB, '--view')
+        self.assertGreater(stats['received map']['bytes'], 32 * MIB)
+        self.assertGreater(hotpath_counters(
+            self.guest.vm, 'vm').get('zpipe-tx-map-bytes', 0), 0)
+
+    def cma_refused(self, *options, **peer_options):
+        before = self.guest.info('z1')['fallbacks']
+        stats = self.exchange('z1', 32 * MIB, '--cma', *options,
+                              **peer_options)
+        self.assertEqual(stats['received'], 32 * MIB)
+        after = self.guest.info('z1')['fallbacks']
+        return before, after
+
+    def test_cma(self):
+        """Allowed: same user."""
+        stats = self.exchange('z1', 32 * MIB, '--cma')
+        self.assertEqual(stats['cma-errors'], 0)
+
+    def test_cma_refused_not_dumpable(self):
+        if os.geteuid():
+            raise unittest.SkipTest('a process of this user that is not '
+                                    'dumpable cannot open its own /proc')
+        self.cma_refused('--non-dumpable')
+
+    def test_cma_refused_other_user(self):
+        if os.geteuid():
+            raise unittest.SkipTest('only root can run a peer as another user')
+        self.cma_refused(user=NOBODY)
+
+    def test_peer_killed(self):
+        """The guest goes on, and so does the next peer."""
+        peer = self.peer(self.path('z1'), receive=(GIB, 22))
+        self.guest.tell('(stream make 1073741824 22 >"$(port z1)" & '
+                        'echo $! >/tmp/pid) 2>/dev/null')
+        self.guest.told()
+        self.guest.wait_sent('z1', self.guest.sent('z1') + 4 * MIB)
+        peer.zpipe.kill()
+        self.guest.wait_info('z1', lambda x: x['state'] == 'disconnected',
+                             'disconnected')
+        self.guest.run('kill $(cat /tmp/pid); sleep 0.1')
+        self.exchange('z1', 8 * MIB)
+
+    def test_two_guests(self):
+        """zpipe to zpipe, nothing between."""
+        size = 64 * MIB
+        other = ShellGuest('zpipe-other', {'z9': f'path={self.path("z0")}'})
+        with other:
+            other.wait_result('ready')
+            self.guest.tell(f'both z0 {size} 5 {size} 6')
+            other.tell(f'both z9 {size} 6 {size} 5')
+            for guest in (other, self.guest):
+                status, text = guest.told()
+                self.assertEqual(status, 0, text)
+            other.end()
+
+
+if __name__ == '__main__':
+    unittest.main()
