@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from callgrind import BenchError, callgrind, instructions, profiles
+from report import spread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / 'tests' / 'guest'))
@@ -88,11 +89,6 @@ class TestDevice:
             poll()
         return (self.read(ELAPSED_NS)
                 + (self.read(ELAPSED_NS + 4) << 32)) / count
-
-
-def spread(values):
-    return {'median': statistics.median(values), 'min': min(values),
-            'max': max(values), 'runs': len(values)}
 
 
 def count_in_process(say):

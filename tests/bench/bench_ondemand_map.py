@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Threshold-mapped memory: CXL memory in a guest, trapped and mapped."""
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from callgrind import BenchError, callgrind, instructions
+from report import spread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / 'tests' / 'guest'))
@@ -37,11 +37,6 @@ report ram bandwidth 67108864
 report ram_code run 30000000
 park counts
 '''
-
-
-def spread(values):
-    return {'median': statistics.median(values), 'min': min(values),
-            'max': max(values), 'runs': len(values)}
 
 
 def measure_guest(way, build, policy, trapped):

@@ -3,6 +3,7 @@
 import html
 import json
 import shutil
+import statistics
 import subprocess
 
 STYLE = """
@@ -18,6 +19,12 @@ td.ratio { font-weight: 600; }
 .range { opacity: .65; font-size: .85em; }
 img { width: 100%; height: auto; background: #fff; }
 """
+
+
+def spread(values):
+    """Return what a table's cell wants to know of some readings."""
+    return {'median': statistics.median(values), 'min': min(values),
+            'max': max(values), 'runs': len(values)}
 
 
 def number(value):

@@ -63,11 +63,12 @@ class Peer:
     """A running 'zpipe connect' or 'zpipe listen'."""
 
     def __init__(self, path, *options, verb='connect', send=None,
-                 receive=None, output=None, user=None):
+                 receive=None, output=None, user=None, wrapper=()):
         """
         @send, @receive: (bytes, seed) of a stream to make and to check
         @output: a file for what is received, instead of checking it
         @user: number of the user to be, as root
+        @wrapper: a program and its arguments, to run zpipe
         """
         self._processes, self._input = {}, None
         self._logs = []
@@ -89,7 +90,7 @@ class Peer:
         elif not receive and not output:
             options = ('--send-only', *options)
         self.zpipe = self._start(
-            'zpipe', [zpipe_command(), verb, '-v', *options, str(path)],
+            'zpipe', [*wrapper, zpipe_command(), verb, '-v', *options, str(path)],
             stdin=stdin, stdout=stdout, stderr=self._log, user=user)
         if send:
             os.close(stdin)     # theirs only

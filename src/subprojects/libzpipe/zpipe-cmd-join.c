@@ -118,13 +118,22 @@ static void close_output(struct join *j)
     }
 }
 
+/*
+ * Memory that the peer can reach; with --cma it can reach any, so take plain
+ * memory and see what comes of it.
+ */
+static void *buffer_new(struct join *j)
+{
+    return j->opt->config.flags & ZPIPE_CMA ?
+           malloc(BUFFER_BYTES) : zpipe_buffer_new(j->zp, BUFFER_BYTES);
+}
+
 static bool make_buffers(struct join *j, struct direction *dir)
 {
-    memset(dir, 0, sizeof(*dir));
     for (int i = 0; i < BUFFERS; i++) {
         struct buffer *b = &dir->buffers[i];
 
-        b->memory = zpipe_buffer_new(j->zp, BUFFER_BYTES);
+        b->memory = buffer_new(j);
         if (!b->memory) {
             fail(j, "memory for buffers", errno);
             return false;
@@ -132,6 +141,14 @@ static bool make_buffers(struct join *j, struct direction *dir)
         b->iov.iov_base = b->memory;
     }
     return true;
+}
+
+/* After zpipe_free(), which frees what is its own. */
+static void drop_buffers(struct join *j, struct direction *dir)
+{
+    for (int i = 0; i < BUFFERS && j->opt->config.flags & ZPIPE_CMA; i++) {
+        free(dir->buffers[i].memory);
+    }
 }
 
 /* ------------------------------------------------------------------- input */
@@ -422,6 +439,8 @@ static bool serve(struct join *j, struct cmd_link *link)
     bool ready;
 
     j->failed = j->end_seen = false;
+    memset(&j->in, 0, sizeof(j->in));
+    memset(&j->out, 0, sizeof(j->out));
     j->zp = zpipe_new(&j->opt->config);
     if (!j->zp) {
         fail(j, "start", errno);
@@ -440,6 +459,8 @@ static bool serve(struct join *j, struct cmd_link *link)
         j->failed = true;
     }
     zpipe_free(j->zp);
+    drop_buffers(j, &j->in);
+    drop_buffers(j, &j->out);
     return ready && !j->out_closed && !cmd_signal();
 }
 
