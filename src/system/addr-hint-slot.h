@@ -61,7 +61,6 @@ typedef struct AddrHintAnswer {
  * Immutable once it is in a slot.
  */
 typedef struct AddrHintView {
-    struct rcu_head rcu;
     uint64_t serial;
     MemoryRegion *mr;
     hwaddr offset;
