@@ -6,7 +6,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Registration, life and statistics of hints.  The path of an access is in
- * addr-hint.c.inc; what several threads may do to one hint, in addr-hint-slot.c.
+ * addr-hint.c.inc; what several threads may do to one hint, in
+ * addr-hint-slot.c.
  *
  * Locks: hints come and go with the BQL held.  Accesses run without it and read
  * slots under RCU.  The table is freed when the device is finalized, that is

@@ -525,7 +525,7 @@ static void test_doorbell_stopped(void)
     dut_end(t);
 }
 
-/* The write has an ioeventfd: the doorbell goes there, and QEMU writes nothing */
+/* The write has an ioeventfd: the doorbell goes there, QEMU writes nothing */
 static void test_doorbell_shared(void)
 {
     Dut *t = dut_start("", "-device pci-testdev,addr=06.0");

@@ -6,11 +6,11 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The storm: a thread plugs and unplugs devices, gives and takes hints, while
- * others use the hints, as vCPUs do, without a lock.  A hint must never lead to a
- * device that is not in the reader's view, to another than the one it was given
- * for, or to freed memory.  Worth most under TSan ("scripts/build tsan") and
- * ASan.  HOTPATH_STORM_SECONDS makes it longer, HOTPATH_SEED replays the choices
- * of each thread, not their order.
+ * others use the hints, as vCPUs do, without a lock.  A hint must never lead to
+ * a device that is not in the reader's view, to another than the one it was
+ * given for, or to freed memory.  Worth most under TSan ("scripts/build tsan")
+ * and ASan.  HOTPATH_STORM_SECONDS makes it longer, HOTPATH_SEED replays the
+ * choices of each thread, not their order.
  */
 
 #include "qemu/osdep.h"
@@ -189,9 +189,9 @@ static void test_late_refresh(void)
  */
 
 /*
- * TSan does not know grace periods: it is told that what readers did before they
- * left a read section is over when something is freed.  One who is still inside
- * has not said so, and is found out.
+ * TSan does not know grace periods: it is told that what readers did before
+ * they left a read section is over when something is freed.  One who is still
+ * inside has not said so, and is found out.
  */
 static void device_free(Device *device)
 {

@@ -7,8 +7,7 @@
  *
  * Freestanding C: it needs the register file and nothing else, calls no library
  * and allocates nothing.  The user finds the PCI function, maps its BARs and
- * says how registers are reached; see linux-example.c, and tests/guest/bare and
- * tests/qtest for other users.
+ * says how registers are reached; tests/qtest/addr-hint-pci-test.c does.
  *
  * A device takes one command at a time: a guest with several processors must
  * hold a lock around each call.  The use of a hint needs none.

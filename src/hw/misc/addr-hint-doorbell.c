@@ -13,9 +13,10 @@
  * itself (a virtio queue), that one, duplicated: then QEMU is not in the path.
  * Which it is follows the ioeventfds of the address space, which a memory
  * listener reports.  They cannot be changed from inside its callbacks, so a
- * bottom half does it.  Meanwhile a ring may have gone to an eventfd that nobody
- * listens to any more; when sharing ends and the eventfd is still signalled, the
- * write is made as well.  A ring may be answered twice, never not at all.
+ * bottom half does it.  Meanwhile a ring may have gone to an eventfd that
+ * nobody listens to any more; when sharing ends and the eventfd is still
+ * signalled, the write is made as well.  A ring may be answered twice, never
+ * not at all.
  *
  * A duplicate keeps the kernel's eventfd alive however long the other device
  * keeps its own, and it is what KVM's entry is removed with.

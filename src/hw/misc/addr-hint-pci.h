@@ -95,7 +95,9 @@ void addr_hint_doorbells_unrealize(AddrHintPciState *s);
 
 /**
  * addr_hint_doorbells_watch: begin to follow the eventfds of other devices
- * @s: the device; its window's address space is known.  More calls are harmless.
+ * @s: the device; its window's address space is known
+ *
+ * More calls are harmless.
  */
 void addr_hint_doorbells_watch(AddrHintPciState *s);
 
@@ -117,9 +119,9 @@ void addr_hint_doorbell_assign(AddrHintPciState *s, uint32_t doorbell,
                                uint32_t index);
 
 /**
- * addr_hint_doorbell_free: take a doorbell back; rings not yet answered are lost
+ * addr_hint_doorbell_free: take a doorbell back
  * @s: the device
- * @doorbell: which doorbell
+ * @doorbell: which doorbell; rings not yet answered are lost
  */
 void addr_hint_doorbell_free(AddrHintPciState *s, uint32_t doorbell);
 
@@ -133,7 +135,7 @@ void addr_hint_doorbell_free(AddrHintPciState *s, uint32_t doorbell);
 bool addr_hint_doorbell_is_free(AddrHintPciState *s, uint32_t doorbell);
 
 /**
- * addr_hint_doorbell_rung: was it rung, and not answered because the VM stopped?
+ * addr_hint_doorbell_rung: was it rung while the VM was stopped?
  * @s: the device
  * @doorbell: which doorbell
  */

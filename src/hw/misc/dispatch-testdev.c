@@ -13,8 +13,8 @@
  * A comparison builds random topologies of random regions in BAR 1 (memory)
  * and BAR 2 (ports).  Each random access is made twice: by address_space_*()
  * and by way of a reference table (system/addr-hint.h).  Result, data and
- * everything that the regions' callbacks saw must be equal.  Or it is made at an
- * address and by a hint (system/addr-hint-window.h) that was given for it.
+ * everything that the regions' callbacks saw must be equal.  Or it is made at
+ * an address and by a hint (system/addr-hint-window.h) that was given for it.
  *
  * A measurement makes one kind of access in a loop, to be counted from outside.
  *
@@ -1077,9 +1077,9 @@ static void protection_fault(int sig, siginfo_t *info, void *context)
 }
 
 /*
- * Make accesses to several regions in turn; return how many wrote to the data of
- * the search.  A write by others to the same page of memory takes the protection
- * away unnoticed, so it is put back before each access.
+ * Make accesses to several regions in turn; return how many wrote to the data
+ * of the search.  A write by others to the same page of memory takes the
+ * protection away unnoticed, so it is put back before each access.
  */
 static unsigned writes_of(DispatchTestDev *s, AddrHintTable *table,
                           uint32_t count)

@@ -12,10 +12,11 @@
  * an index: nothing is searched for.
  *
  * A hint names a region and an offset in it, not an address: while something
- * else answers the address, or nothing, an access by the hint is one to nothing.
+ * else answers the address, or nothing, an access by the hint is one to
+ * nothing.
  *
- * Windows are seen by all vCPUs and owned by a device; see hw/misc/addr-hint-pci.c
- * and docs/specs/addr-hint.rst.
+ * Windows are seen by all vCPUs and owned by a device; see
+ * hw/misc/addr-hint-pci.c and docs/specs/addr-hint.rst.
  */
 
 #ifndef SYSTEM_ADDR_HINT_WINDOW_H
