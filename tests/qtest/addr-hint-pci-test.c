@@ -11,6 +11,7 @@
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
+#include "qemu/bswap.h"
 #include "hw/pci/pci_regs.h"
 #include "hw/misc/addr-hint-regs.h"
 #include "contrib/addr-hint/addr-hint-driver.h"
@@ -677,6 +678,277 @@ static void test_properties(void)
     qtest_quit(qts);
 }
 
+/*
+ * Migration, by way of a file
+ */
+
+#define NIC_VET 0x38            /* e1000: reads as it was written */
+#define POSTED_DATA 0xfeedfacecafe1234
+#define MIGRATED "-device e1000,romfile=,addr=06.0 " \
+                 "-device e1000,romfile=,addr=07.0 " \
+                 "-device pci-testdev,addr=08.0 "
+
+/* Offsets in a hint's record in the stream, from its data */
+enum {
+    RECORD_COUNT = -24,         /* before the first record */
+    RECORD_INDEX = -20,
+    RECORD_ADDR = -16,
+    RECORD_LENGTH = -8,
+    RECORD_FLAGS = -4,
+    RECORD_DATA = 0,
+    RECORD_DOORBELL = 8,
+    RECORD_SIZE = 34,
+};
+
+/* Wait for the end of a migration; return why it failed, NULL if it did not. */
+static char *migration_error(QTestState *qts)
+{
+    for (int i = 0; i < 3000; i++) {
+        QDict *response = qtest_qmp(qts, "{ 'execute': 'query-migrate' }");
+        QDict *info = qdict_get_qdict(response, "return");
+        const char *status = qdict_get_try_str(info, "status") ?: "";
+        bool failed = g_str_equal(status, "failed");
+        char *error = failed ? g_strdup(qdict_get_try_str(info, "error-desc")
+                                        ?: "") : NULL;
+
+        failed |= g_str_equal(status, "completed");
+        qobject_unref(response);
+        if (failed) {
+            return error;
+        }
+        g_usleep(10 * 1000);
+    }
+    g_assert_not_reached();
+}
+
+/* Return the name of a file with the state of the VM, which stops. */
+static char *migrate_out(Dut *t)
+{
+    char *name;
+    int fd = g_file_open_tmp("addr-hint-XXXXXX", &name, NULL);
+    g_autofree char *uri = NULL;
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    uri = g_strdup_printf("file:%s", name);
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'migrate', "
+                             "'arguments': { 'uri': %s } }", uri);
+    g_assert_null(migration_error(t->qts));
+    return name;
+}
+
+/* Return a VM that took in what is in the file, or why it could not. */
+static Dut *migrate_in(const Dut *from, const char *options, const char *name,
+                       char **error)
+{
+    g_autofree char *uri = g_strdup_printf("file:%s", name);
+    Dut *t = g_memdup2(from, sizeof(*from));
+
+    t->qts = qtest_initf("-machine pc -nodefaults "
+                         "-device addr-hint-pci,id=dut,addr=04.0%s "
+                         "-device edu,id=edu,addr=05.0 " MIGRATED
+                         "-incoming defer", options);
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'migrate-incoming', "
+                             "'arguments': { 'uri': %s, "
+                             "'exit-on-error': false } }", uri);
+    *error = migration_error(t->qts);
+    t->bus = qpci_new_pc(t->qts, NULL);
+    t->pci = qpci_device_find(t->bus, QPCI_DEVFN(4, 0));
+    t->driver.opaque = t;
+    t->edu = NULL;              /* it has no state that could migrate */
+    return t;
+}
+
+static uint64_t nic_start(Dut *t, unsigned slot)
+{
+    QPCIDevice *nic = qpci_device_find(t->bus, QPCI_DEVFN(slot, 0));
+    uint64_t addr;
+
+    qpci_device_enable(nic);
+    addr = qpci_iomap(nic, 0, NULL).addr;
+    g_free(nic);
+    return addr;
+}
+
+static void nic_decode(Dut *t, unsigned slot, bool on)
+{
+    QPCIDevice *nic = qpci_device_find(t->bus, QPCI_DEVFN(slot, 0));
+
+    qpci_config_writew(nic, PCI_COMMAND, on ? PCI_COMMAND_MEMORY : 0);
+    g_free(nic);
+}
+
+static Dut *dut_migrate(Dut *from)
+{
+    g_autofree char *name = migrate_out(from);
+    g_autofree char *error = NULL;
+    Dut *t = migrate_in(from, "", name, &error);
+
+    g_assert_cmpstr(error, ==, NULL);
+    unlink(name);
+    dut_end(from);
+    return t;
+}
+
+/*
+ * Hints and doorbells are what they were, what was rung is answered, and what
+ * was stale stays so.  The second of the two ways has the VM migrate again
+ * before it has run.
+ */
+static void test_migrate(const void *twice)
+{
+    Dut *t = dut_start("", MIGRATED);
+    uint64_t nic = nic_start(t, 6), other = nic_start(t, 7);
+    struct ahint hint[3], stale, posted;
+
+    for (int i = 0; i < 3; i++) {
+        hint[i] = get_hint(t, nic, PAGE);
+    }
+    g_assert_cmpuint(ahint_put(&t->driver, hint[0].index), ==, ADDR_HINT_OK);
+    stale = get_hint(t, other + PAGE, PAGE);
+    g_assert_cmpuint(stale.index, ==, hint[0].index);
+    g_assert_cmpuint(ahint_get_posted(&t->driver, nic + NIC_VET, 4, 0x4321,
+                                      &posted), ==, ADDR_HINT_OK);
+    window_writel(t, hint[1].window + NIC_VET, 0x1234);
+    nic_decode(t, 7, false);
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'stop' }");
+    qpci_io_writel(t->pci, t->bells, posted.doorbell, 1);
+
+    t = dut_migrate(t);
+    if (twice) {
+        t = dut_migrate(t);
+    }
+    nic_decode(t, 7, true);
+    g_assert_cmpint(vm_stat(t, "addr-hint-registered"), ==, 4);
+    g_assert_cmphex(qtest_readl(t->qts, nic + NIC_VET), ==, 0x1234);
+    g_assert_cmpint(vm_stat(t, "addr-hint-doorbell-writes"), ==, 0);
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'cont' }");
+    wait_stat(t, "addr-hint-doorbell-writes", 1);
+    g_assert_cmphex(window_readl(t, hint[1].window + NIC_VET), ==, 0x4321);
+    window_writel(t, hint[2].window + NIC_VET, 0x8765);
+    g_assert_cmphex(qtest_readl(t->qts, nic + NIC_VET), ==, 0x8765);
+    qpci_io_writel(t->pci, t->bells, posted.doorbell, 1);
+    wait_stat(t, "addr-hint-doorbell-writes", 2);
+    g_assert_cmphex(window_readl(t, hint[1].window + NIC_VET), ==, 0x4321);
+    g_assert_cmphex(window_readl(t, stale.window), ==, 0);
+    g_assert_cmpuint(ahint_check(&t->driver, stale.index), ==,
+                     ADDR_HINT_STALE);
+    g_assert_cmpuint(ahint_check(&t->driver, posted.index), ==, ADDR_HINT_OK);
+    g_assert_cmphex(driver_read(t, ADDR_HINT_REG_DATA_LO), ==, 0x4321);
+    g_assert_cmpuint(driver_read(t, ADDR_HINT_REG_DOORBELL) *
+                     ADDR_HINT_DOORBELL_STEP, ==, posted.doorbell);
+    /* the free places are known */
+    g_assert_cmpuint(get_hint(t, nic, PAGE).index, ==, 4);
+    g_assert_cmpuint(ahint_put(&t->driver, stale.index), ==, ADDR_HINT_OK);
+    g_assert_cmpuint(get_hint(t, other, PAGE).index, ==, stale.index);
+    dut_end(t);
+}
+
+/* Rung by way of an eventfd that nobody has read: the ring is not lost */
+static void test_migrate_shared(void)
+{
+    Dut *t = dut_start("", MIGRATED);
+    QPCIDevice *dev = qpci_device_find(t->bus, QPCI_DEVFN(8, 0));
+    struct ahint hint;
+    QPCIBar bar;
+
+    qpci_device_enable(dev);
+    bar = qpci_iomap(dev, 0, NULL);
+    qpci_io_writeb(dev, bar, 0, TESTDEV_WILDCARD);
+    g_assert_cmpuint(ahint_get_posted(&t->driver,
+                                      bar.addr +
+                                      TESTDEV_OFFSET(TESTDEV_WILDCARD), 1,
+                                      1, &hint), ==, ADDR_HINT_OK);
+    wait_stat(t, "addr-hint-doorbells-shared", 1);
+    qpci_io_writel(t->pci, t->bells, hint.doorbell, 1);
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'stop' }");
+    g_free(dev);
+    t = dut_migrate(t);
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'cont' }");
+    wait_stat(t, "addr-hint-doorbell-writes", 1);
+    dut_end(t);
+}
+
+/* A stream that says what no device can have saved */
+static void test_migrate_hostile(void)
+{
+    static const struct {
+        const char *what;
+        int offset;             /* from the data of the first hint */
+        uint32_t value;
+        bool ours;              /* the device says it, not the core */
+    } bad[] = {
+        { "count", RECORD_COUNT, 1025 },
+        { "count of all", RECORD_COUNT, UINT32_MAX },
+        { "index", RECORD_INDEX, 1024, true },
+        { "index of another", RECORD_INDEX, 1, true },
+        { "negative index", RECORD_INDEX, UINT32_MAX, true },
+        { "address not aligned", RECORD_ADDR + 4, 1, true },
+        { "length 0", RECORD_LENGTH, 0, true },
+        { "length too small for the data", RECORD_LENGTH, 4, true },
+        { "length 16", RECORD_LENGTH, 16, true },
+        { "length of all", RECORD_LENGTH, UINT32_MAX, true },
+        { "flags", RECORD_FLAGS, 3, true },
+        { "not posted, with a doorbell", RECORD_FLAGS, 0, true },
+        { "doorbell", RECORD_DOORBELL, 32, true },
+        { "doorbell of another", RECORD_DOORBELL, 1, true },
+        { "no doorbell", RECORD_DOORBELL, UINT32_MAX, true },
+        { "range that leaves its page",
+          2 * RECORD_SIZE + RECORD_LENGTH, PAGE + 1, true },
+        { "huge range", 2 * RECORD_SIZE + RECORD_LENGTH, UINT32_MAX, true },
+    };
+    Dut *t = dut_start("", MIGRATED), *to;
+    uint64_t nic = nic_start(t, 6);
+    g_autofree char *name = NULL;
+    g_autofree char *good = NULL;
+    g_autofree char *error = NULL;
+    char pattern[8], *record;
+    struct ahint hint;
+    gsize size;
+
+    for (int i = 0; i < 2; i++) {
+        g_assert_cmpuint(ahint_get_posted(&t->driver, nic + 8 * i, 8,
+                                          POSTED_DATA + i, &hint), ==,
+                         ADDR_HINT_OK);
+    }
+    get_hint(t, nic, PAGE);
+    name = migrate_out(t);
+    g_assert_true(g_file_get_contents(name, &good, &size, NULL));
+    stq_be_p(pattern, POSTED_DATA);
+    record = memmem(good, size, pattern, sizeof(pattern));
+    g_assert_nonnull(record);
+    g_assert_cmpuint(ldl_be_p(record + RECORD_COUNT), ==, 3);
+    g_assert_cmphex(ldq_be_p(record + RECORD_SIZE), ==, POSTED_DATA + 1);
+
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        char *place = record + bad[i].offset;
+        uint32_t was = ldl_be_p(place);
+        g_autofree char *why = NULL;
+
+        stl_be_p(place, bad[i].value);
+        g_assert_true(g_file_set_contents(name, good, size, NULL));
+        stl_be_p(place, was);
+        to = migrate_in(t, "", name, &why);
+        g_test_message("%s: %s", bad[i].what, why);
+        g_assert_nonnull(why);
+        g_assert_cmpint(!!strstr(why, "addr-hint-pci: hint"), ==, bad[i].ours);
+        g_assert_cmpint(vm_stat(to, "addr-hint-registered"), ==, 0);
+        dut_end(to);
+    }
+    /* another table; and, as a control, the stream as it was */
+    g_assert_true(g_file_set_contents(name, good, size, NULL));
+    to = migrate_in(t, ",hints=1000", name, &error);
+    g_assert_nonnull(error);
+    g_clear_pointer(&error, g_free);
+    dut_end(to);
+    to = migrate_in(t, "", name, &error);
+    g_assert_cmpstr(error, ==, NULL);
+    g_assert_cmpint(vm_stat(to, "addr-hint-registered"), ==, 3);
+    dut_end(to);
+    unlink(name);
+    dut_end(t);
+}
+
 static void test_none(void)
 {
     g_test_skip("machine pc, addr-hint-pci or edu is not built in");
@@ -710,6 +982,14 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("intel-iommu") && qtest_has_machine("q35")) {
         qtest_add_func("/addr-hint-pci/iommu", test_iommu);
+    }
+    if (qtest_has_device("e1000") && qtest_has_device("pci-testdev")) {
+        qtest_add_data_func("/addr-hint-pci/migrate", NULL, test_migrate);
+        qtest_add_data_func("/addr-hint-pci/migrate-twice", "twice",
+                            test_migrate);
+        qtest_add_func("/addr-hint-pci/migrate-shared", test_migrate_shared);
+        qtest_add_func("/addr-hint-pci/migrate-hostile",
+                       test_migrate_hostile);
     }
     qtest_add_func("/addr-hint-pci/info", test_info);
     qtest_add_func("/addr-hint-pci/properties", test_properties);

@@ -337,7 +337,11 @@ bool addr_hint_doorbell_rung(AddrHintPciState *s, uint32_t doorbell)
     if (event_notifier_test_and_clear(&db->own)) {
         db->rung = true;
     }
-    return db->rung;
+    /*
+     * The other device stops with the VM and has answered what it saw.  What is
+     * still there would not travel, so the write is made on the other side.
+     */
+    return db->rung || (db->source && is_signalled(&db->shared));
 }
 
 void addr_hint_doorbell_ring_later(AddrHintPciState *s, uint32_t doorbell)

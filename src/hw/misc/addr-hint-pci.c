@@ -274,7 +274,7 @@ static bool post_load(void *opaque, int version_id, Error **errp)
         if (!load_record(s, r)) {
             error_setg(errp, "addr-hint-pci: hint %" PRIu32 " in the stream "
                        "(0x%" PRIx64 ", %" PRIu32 " bytes, flags 0x%" PRIx32
-                       ", doorbell %" PRIu32 ") cannot be", r->index, r->addr,
+                       ", doorbell %" PRIu32 ") is invalid", r->index, r->addr,
                        r->length, r->flags, r->doorbell);
             release_all(s);
             return false;
