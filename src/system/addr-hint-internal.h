@@ -163,14 +163,22 @@ void addr_hint_counters_read(const AddrHintCounters *from,
                              AddrHintCounters *counters);
 
 /**
- * addr_hint_answer: find what answers an address now
- * @as: address space
+ * addr_hint_answer: find what answers an address in a view
+ * @fv: the view
  * @addr: address in it
  * @answer: where it is stored, for use in this RCU read section
  *
  * Called from RCU critical section.
  */
-void addr_hint_answer(AddressSpace *as, hwaddr addr, AddrHintAnswer *answer);
+void addr_hint_answer(FlatView *fv, hwaddr addr, AddrHintAnswer *answer);
+
+/**
+ * addr_hint_serial: the serial of a view's dispatch
+ * @fv: the view
+ *
+ * Called from RCU critical section.
+ */
+uint64_t addr_hint_serial(const FlatView *fv);
 
 /**
  * addr_hint_tables_for_windows: give every vCPU a table to find windows in

@@ -5,8 +5,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Registration, life and statistics of hints.  The path of an access is in
- * addr-hint.c.inc; what several threads may do to one hint, in
+ * Registration, life, use and statistics of hints.  How a vCPU finds the
+ * window is in addr-hint.c.inc; what several threads may do to one hint, in
  * addr-hint-slot.c.
  *
  * Locks: hints come and go with the BQL held.  Accesses run without it and read
@@ -19,6 +19,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "addr-hint-direct.h"
 #include "addr-hint-internal.h"
 #include "addr-hint-slot.h"
 #include "hw/qdev-core.h"
@@ -34,6 +35,132 @@
 /* Protected by the BQL */
 static QLIST_HEAD(, AddrHintWindow) windows =
     QLIST_HEAD_INITIALIZER(windows);
+
+/*
+ * The path of an access
+ */
+
+/* A vCPU counts in its own table, all others together. */
+#define ADDR_HINT_WINDOW_COUNT(w, table, field)             \
+    do {                                                    \
+        if (table) {                                        \
+            addr_hint_count(&(table)->counters.field);      \
+        } else {                                            \
+            qatomic_inc(&(w)->others.field);                \
+        }                                                   \
+    } while (0)
+
+/* The topology has moved on: does the hint's region still answer there? */
+static G_NO_INLINE void addr_hint_refill(AddrHintTable *table,
+                                         AddrHintWindow *w, unsigned index,
+                                         FlatView *fv,
+                                         const AddrHintView *old,
+                                         AddrHintView *view)
+{
+    AddrHintAnswer answer;
+
+    addr_hint_answer(fv, old->addr, &answer);
+    addr_hint_slot_refresh(&w->slots[index], old, &answer, view);
+    ADDR_HINT_WINDOW_COUNT(w, table, window_refills);
+}
+
+/*
+ * Find what the hint at @offset of the window stands for, and the address that
+ * the access would have had without it; false if there is nothing.
+ *
+ * Called from RCU critical section.
+ */
+static inline bool addr_hint_through(AddrHintTable *table, AddrHintWindow *w,
+                                     hwaddr offset, bool is_write,
+                                     AddrHintFound *found, FlatView **fv,
+                                     hwaddr *addr)
+{
+    unsigned index = offset >> ADDR_HINT_PAGE_BITS;
+    unsigned in_page = offset & (ADDR_HINT_PAGE_SIZE - 1);
+    const AddrHintView *view;
+    AddrHintView renewed;
+
+    view = index < w->nr_hints ? addr_hint_slot_view(&w->slots[index]) : NULL;
+    if (unlikely(!view || in_page - view->first >= view->length)) {
+        ADDR_HINT_WINDOW_COUNT(w, table, window_refused);
+        return false;
+    }
+    /* set before the first hint */
+    *fv = address_space_to_flatview(w->as);
+    if (unlikely(view->serial != addr_hint_serial(*fv))) {
+        addr_hint_refill(table, w, index, *fv, view, &renewed);
+        view = &renewed;
+    }
+    if (unlikely(!view->live)) {
+        ADDR_HINT_WINDOW_COUNT(w, table, window_stale);
+        return false;
+    }
+    ADDR_HINT_WINDOW_COUNT(w, table, window_hits);
+    found->mr = view->mr;
+    found->offset = view->offset + (in_page - view->first);
+    found->sizes = is_write ? view->write_sizes : view->read_sizes;
+    *addr = view->addr + (in_page - view->first);
+    return true;
+}
+
+static MemTxResult addr_hint_dispatch_whole(const AddrHintFound *found,
+                                            MemTxAttrs attrs, void *buf,
+                                            unsigned size, bool is_write)
+{
+    bool release_lock = prepare_mmio_access(found->mr);
+    MemOp op = size_memop(size) | MO_LE;
+    MemTxResult result;
+    uint64_t val;
+
+    if (is_write) {
+        result = memory_region_dispatch_write(found->mr, found->offset,
+                                              ldn_le_p(buf, size), op, attrs);
+    } else {
+        result = memory_region_dispatch_read(found->mr, found->offset, &val,
+                                             op, attrs);
+        stn_le_p(buf, size, val);
+    }
+    if (release_lock) {
+        bql_unlock();
+    }
+    return result;
+}
+
+/* Called from RCU critical section */
+MemTxResult addr_hint_window_rw(AddrHintTable *table, AddrHintWindow *w,
+                                hwaddr offset, MemTxAttrs attrs,
+                                void *buf, hwaddr len, bool is_write,
+                                bool whole)
+{
+    AddrHintFound found;
+    FlatView *fv;
+    hwaddr addr;
+
+    if (unlikely(!addr_hint_through(table, w, offset, is_write, &found, &fv,
+                                    &addr))) {
+        if (!is_write) {
+            memset(buf, 0, len);
+        }
+        return MEMTX_DECODE_ERROR;
+    }
+    if (likely(addr_hint_direct(&found, len, is_write))) {
+        return addr_hint_rw_direct(&found, attrs, buf, len, is_write);
+    }
+    if (whole) {
+        return addr_hint_dispatch_whole(&found, attrs, buf, len, is_write);
+    }
+    return addr_hint_rw_generic(fv, addr, &found, attrs, buf, len, is_write);
+}
+
+MemTxResult addr_hint_window_access(AddrHintWindow *w, hwaddr offset,
+                                    MemTxAttrs attrs, void *buf, hwaddr len,
+                                    bool is_write, bool whole)
+{
+    AddrHintTable *table = current_cpu ? current_cpu->addr_hints : NULL;
+
+    return addr_hint_window_rw(table, w, offset, attrs, buf, len, is_write,
+                               whole);
+}
 
 /*
  * Device code reaches memory with other attributes than a vCPU does: none at
@@ -55,6 +182,7 @@ static MemTxResult window_access(AddrHintWindow *w, hwaddr offset,
         trace_addr_hint_window_dma(w->owner->id ?: "", offset, size);
         return MEMTX_ACCESS_ERROR;
     }
+    RCU_READ_LOCK_GUARD();
     /*
      * TCG has split the access by alignment and hands it to a region whole; all
      * others have it split by what the region takes, here eight bytes.
@@ -305,7 +433,7 @@ static unsigned try_register(AddrHintWindow *w, hwaddr addr, unsigned length,
         return ADDR_HINT_BAD_REQUEST;
     }
     RCU_READ_LOCK_GUARD();
-    addr_hint_answer(w->as, addr, &answer);
+    addr_hint_answer(address_space_to_flatview(w->as), addr, &answer);
     status = answer_status(w, &answer, length);
     if (status != ADDR_HINT_OK) {
         return status;
@@ -355,7 +483,8 @@ void addr_hint_window_settle(AddrHintWindow *w)
         AddrHintAnswer answer;
 
         if (view && !view->settled) {
-            addr_hint_answer(w->as, view->addr, &answer);
+            addr_hint_answer(address_space_to_flatview(w->as), view->addr,
+                             &answer);
             addr_hint_slot_settle(&w->slots[i],
                                   view->gone ||
                                   answer_status(w, &answer, view->length)
@@ -387,7 +516,7 @@ bool addr_hint_window_info(AddrHintWindow *w, unsigned index,
     }
     RCU_READ_LOCK_GUARD();
     old = addr_hint_slot_view(&w->slots[index]);
-    addr_hint_answer(w->as, old->addr, &answer);
+    addr_hint_answer(address_space_to_flatview(w->as), old->addr, &answer);
     addr_hint_slot_refresh(&w->slots[index], old, &answer, &view);
     *info = (AddrHintInfo) {
         .addr = view.addr,

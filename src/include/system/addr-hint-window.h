@@ -220,7 +220,7 @@ void addr_hint_window_others(const AddrHintWindow *w,
  * @whole: the access is handed to the region as it is, not split into parts
  *         that the region takes
  *
- * Context: any thread.
+ * Called from RCU critical section, by any thread.
  */
 MemTxResult addr_hint_window_access(AddrHintWindow *w, hwaddr offset,
                                     MemTxAttrs attrs, void *buf, hwaddr len,
