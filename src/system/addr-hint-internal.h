@@ -9,6 +9,7 @@
 #ifndef ADDR_HINT_INTERNAL_H
 #define ADDR_HINT_INTERNAL_H
 
+#include "addr-hint-slot.h"
 #include "system/addr-hint.h"
 
 /*
@@ -66,6 +67,7 @@ struct AddrHintTable {
     AddrHintSet io[ADDR_HINT_IO_SETS];
     AddrHintCounters counters;
     MemOp target_order;         /* MO_LE or MO_BE */
+    bool only_windows;          /* dispatch-hints=off, but there are windows */
 };
 
 /* Multiplicative hashing spreads any stride between the devices' BARs. */
@@ -131,6 +133,15 @@ static inline void addr_hint_count(unsigned long *counter)
 }
 
 /**
+ * addr_hint_sizes: the sizes of which an access is one call of the callback
+ * @ops: callbacks and rules of a region
+ * @is_write: for writes, else for reads
+ *
+ * Returns: as addr_hint_direct_sizes(); 0 if the byte order is not the host's.
+ */
+uint8_t addr_hint_sizes(const MemoryRegionOps *ops, bool is_write);
+
+/**
  * addr_hint_fill: remember which region answers a range
  * @table: the table
  * @set: the set that @section's address hashed to; already of @serial
@@ -142,5 +153,43 @@ static inline void addr_hint_count(unsigned long *counter)
  */
 void addr_hint_fill(AddrHintTable *table, AddrHintSet *set,
                     const MemoryRegionSection *section);
+
+/**
+ * addr_hint_counters_read: read counters that another thread writes
+ * @from: the counters
+ * @counters: where they are stored; not a snapshot of one moment
+ */
+void addr_hint_counters_read(const AddrHintCounters *from,
+                             AddrHintCounters *counters);
+
+/**
+ * addr_hint_answer: find what answers an address in a view
+ * @fv: the view
+ * @addr: address in it
+ * @answer: where it is stored, for use in this RCU read section
+ *
+ * Called from RCU critical section.
+ */
+void addr_hint_answer(FlatView *fv, hwaddr addr, AddrHintAnswer *answer);
+
+/**
+ * addr_hint_serial: the serial of a view's dispatch
+ * @fv: the view
+ *
+ * Called from RCU critical section.
+ */
+uint64_t addr_hint_serial(const FlatView *fv);
+
+/**
+ * addr_hint_tables_for_windows: give every vCPU a table to find windows in
+ *
+ * vCPUs that come later get one, too.
+ *
+ * Context: BQL held; vCPUs may be running.
+ */
+void addr_hint_tables_for_windows(void);
+
+/* A region with these callbacks is the window that its opaque pointer names. */
+extern const MemoryRegionOps addr_hint_window_ops;
 
 #endif

@@ -32,6 +32,9 @@
  */
 static bool dispatch_hints;
 
+/* There is, or was, a window; protected by the BQL */
+static bool windows_exist;
+
 AddrHintTable *addr_hint_table_new(void)
 {
     AddrHintTable *table = qemu_memalign(__alignof__(AddrHintTable),
@@ -47,11 +50,20 @@ void addr_hint_table_free(AddrHintTable *table)
     qemu_vfree(table);
 }
 
+bool addr_hint_table_is_full(const AddrHintTable *table)
+{
+    return !table->only_windows;
+}
+
 void addr_hint_table_counters(const AddrHintTable *table,
                               AddrHintCounters *counters)
 {
-    const AddrHintCounters *c = &table->counters;
+    addr_hint_counters_read(&table->counters, counters);
+}
 
+void addr_hint_counters_read(const AddrHintCounters *c,
+                             AddrHintCounters *counters)
+{
     *counters = (AddrHintCounters) {
         .hits = qatomic_read(&c->hits),
         .checked = qatomic_read(&c->checked),
@@ -60,13 +72,21 @@ void addr_hint_table_counters(const AddrHintTable *table,
         .fills = qatomic_read(&c->fills),
         .evictions = qatomic_read(&c->evictions),
         .renewals = qatomic_read(&c->renewals),
+        .window_hits = qatomic_read(&c->window_hits),
+        .window_refills = qatomic_read(&c->window_refills),
+        .window_stale = qatomic_read(&c->window_stale),
+        .window_refused = qatomic_read(&c->window_refused),
     };
 }
 
-/* A callback of the other byte order needs a swap at each access. */
-static uint8_t direct_sizes(const MemoryRegionOps *ops, bool is_write)
+/*
+ * A callback of the other byte order needs a swap at each access, a window must
+ * be gone through.
+ */
+uint8_t addr_hint_sizes(const MemoryRegionOps *ops, bool is_write)
 {
-    if (devend_big_endian(ops->endianness) != HOST_BIG_ENDIAN) {
+    if (devend_big_endian(ops->endianness) != HOST_BIG_ENDIAN ||
+        ops == &addr_hint_window_ops) {
         return 0;
     }
     return addr_hint_direct_sizes(ops, is_write);
@@ -103,8 +123,8 @@ void addr_hint_fill(AddrHintTable *table, AddrHintSet *set,
     set->target[way] = (AddrHintTarget) {
         .mr = mr,
         .offset = section->offset_within_region,
-        .read_sizes = direct_sizes(mr->ops, false),
-        .write_sizes = direct_sizes(mr->ops, true),
+        .read_sizes = addr_hint_sizes(mr->ops, false),
+        .write_sizes = addr_hint_sizes(mr->ops, true),
     };
     addr_hint_count(&table->counters.fills);
     if (trace_event_get_state_backends(TRACE_ADDR_HINT_FILL)) {
@@ -129,7 +149,7 @@ static bool addr_hint_read_stats(CPUState *cpu, uint64_t *values)
 {
     AddrHintCounters c;
 
-    if (!cpu->addr_hints) {
+    if (!cpu->addr_hints || !addr_hint_table_is_full(cpu->addr_hints)) {
         return false;
     }
     addr_hint_table_counters(cpu->addr_hints, &c);
@@ -152,13 +172,33 @@ static const HotpathStatsGroup addr_hint_stats_group = {
 
 void addr_hint_cpu_realize(CPUState *cpu)
 {
+    if (!dispatch_hints && !windows_exist) {
+        return;
+    }
+    cpu->addr_hints = addr_hint_table_new();
+    cpu->addr_hints->only_windows = !dispatch_hints;
     if (dispatch_hints) {
         if (!kvm_enabled() && !tcg_enabled() && !qtest_enabled()) {
             warn_report_once("dispatch-hints=on has no effect with this "
                              "accelerator: only KVM and TCG use it");
         }
-        cpu->addr_hints = addr_hint_table_new();
         hotpath_stats_register(&addr_hint_stats_group);
+    }
+}
+
+void addr_hint_tables_for_windows(void)
+{
+    CPUState *cpu;
+
+    windows_exist = true;
+    CPU_FOREACH(cpu) {
+        if (!cpu->addr_hints) {
+            AddrHintTable *table = addr_hint_table_new();
+
+            table->only_windows = true;
+            /* its thread may be reading; see addr_hint_rw() */
+            qatomic_store_release(&cpu->addr_hints, table);
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
+#include "hw/misc/addr-hint-regs.h"
 #include "hw/pci/pci_regs.h"
 #include "libqos/pci-pc.h"
 #include "qemu/cutils.h"
@@ -24,10 +25,13 @@
 enum { SEED = 0x04, COUNT = 0x08, CHANGE_EVERY = 0x0c, REGIONS = 0x10,
        FLAGS = 0x14, START = 0x18, STATUS = 0x1c, DIFFERENCES = 0x20,
        CHANGES = 0x24, HITS = 0x28, CHECKED = 0x2c, MISSES = 0x30,
-       REFUSED = 0x34, FILLS = 0x38, EVICTIONS = 0x3c, RENEWALS = 0x40 };
-enum { COMPARE = 1, MEASURE = 2 };
+       REFUSED = 0x34, FILLS = 0x38, EVICTIONS = 0x3c, RENEWALS = 0x40,
+       WINDOW_HITS = 0x4c, WINDOW_REFILLS = 0x50, WINDOW_STALE = 0x54,
+       WINDOW_REFUSED = 0x58, PLAIN_WRITES = 0x5c };
+enum { COMPARE = 1, MEASURE = 2, PROVE = 3 };
 enum { RUNNING = 1, DONE = 2, REFUSED_START = 3 };
-enum { VCPU_PATH = 1, WRITE = 2, PORTS = 4, LOCKLESS = 8, OWNED = 16 };
+enum { VCPU_PATH = 1, WRITE = 2, PORTS = 4, LOCKLESS = 8, OWNED = 16,
+       WINDOW = 64 };
 
 typedef struct TestDev {
     QTestState *qts;
@@ -125,6 +129,72 @@ static void test_differential(void)
     g_assert_cmpuint(reg(t, CHECKED), >, 10 * 1000);
     g_assert_cmpuint(reg(t, REFUSED), >, 10 * 1000);
     g_assert_cmpuint(reg(t, FILLS), >, 100);
+    testdev_end(t);
+}
+
+/* The device whose hints are compared, mapped, its address space known */
+static void map_hint_device(TestDev *t)
+{
+    QPCIDevice *dev = qpci_device_find(t->bus, QPCI_DEVFN(6, 0));
+    QPCIBar regs;
+
+    g_assert_nonnull(dev);
+    qpci_device_enable(dev);
+    regs = qpci_iomap(dev, ADDR_HINT_BAR_REGISTERS, NULL);
+    qpci_iomap(dev, ADDR_HINT_BAR_WINDOW, NULL);
+    qpci_io_writel(dev, regs, ADDR_HINT_REG_COMMAND, ADDR_HINT_CMD_REGISTER);
+    g_free(dev);
+}
+
+static void compare_by_hint(TestDev *t, uint32_t seed, uint32_t count,
+                            uint32_t change_every)
+{
+    set_reg(t, SEED, seed);
+    set_reg(t, COUNT, count);
+    set_reg(t, CHANGE_EVERY, change_every);
+    set_reg(t, FLAGS, WINDOW);
+    run(t, COMPARE);
+    g_test_message("%u accesses, %u changes: hits %u refills %u stale %u "
+                   "refused %u by the table", count, reg(t, CHANGES),
+                   reg(t, WINDOW_HITS), reg(t, WINDOW_REFILLS),
+                   reg(t, WINDOW_STALE), reg(t, WINDOW_REFUSED));
+    g_assert_cmpuint(reg(t, DIFFERENCES), ==, 0);
+}
+
+/* The same million at addresses and by the hints for them */
+static void test_differential_window(void)
+{
+    TestDev *t = testdev_start(" -device addr-hint-pci,hints=64,addr=06.0");
+    uint32_t seed = test_seed();
+
+    map_hint_device(t);
+    compare_by_hint(t, seed, 400 * 1000, 200);
+    g_assert_cmpuint(reg(t, CHANGES), >, 1000);
+    g_assert_cmpuint(reg(t, WINDOW_REFILLS), >, 1000);
+    compare_by_hint(t, seed + 1, 300 * 1000, 1000);
+    compare_by_hint(t, seed + 2, 300 * 1000, 20 * 1000);
+    g_assert_cmpuint(reg(t, WINDOW_HITS), >, 10 * 1000);
+    g_assert_cmpuint(reg(t, WINDOW_STALE), >, 100);
+    g_assert_cmpuint(reg(t, WINDOW_REFUSED), >, 100);
+    testdev_end(t);
+}
+
+/*
+ * A hit writes nothing that vCPUs share to find the region: the dispatch is
+ * read-only meanwhile.  The plain path does, or this test would prove nothing.
+ */
+static void test_no_shared_write(void)
+{
+    TestDev *t = testdev_start("");
+
+    set_reg(t, COUNT, 10000);
+    set_reg(t, REGIONS, 8);
+    run(t, PROVE);
+    g_test_message("writes in 10000 accesses: %u by hint, %u by the plain path",
+                   reg(t, DIFFERENCES), reg(t, PLAIN_WRITES));
+    g_assert_cmpuint(reg(t, DIFFERENCES), ==, 0);
+    g_assert_cmpuint(reg(t, PLAIN_WRITES), >, 5000);
+    g_assert_cmpuint(reg(t, HITS), >=, 10000);
     testdev_end(t);
 }
 
@@ -363,6 +433,11 @@ int main(int argc, char **argv)
         return g_test_run();
     }
     qtest_add_func("/addr-hint/differential", test_differential);
+    if (qtest_has_device("addr-hint-pci")) {
+        qtest_add_func("/addr-hint/differential-window",
+                       test_differential_window);
+    }
+    qtest_add_func("/addr-hint/no-shared-write", test_no_shared_write);
     qtest_add_func("/addr-hint/traced", test_traced);
     qtest_add_func("/addr-hint/concurrent", test_concurrent);
     qtest_add_func("/addr-hint/unplug", test_unplug);

@@ -13,15 +13,20 @@
  * A comparison builds random topologies of random regions in BAR 1 (memory)
  * and BAR 2 (ports).  Each random access is made twice: by address_space_*()
  * and by way of a reference table (system/addr-hint.h).  Result, data and
- * everything that the regions' callbacks saw must be equal.
+ * everything that the regions' callbacks saw must be equal.  Or it is made at
+ * an address and by a hint (system/addr-hint-window.h) that was given for it.
  *
  * A measurement makes one kind of access in a loop, to be counted from outside.
+ *
+ * A proof makes the search's own data read-only while accesses are found by the
+ * table, and tells how many writes there were all the same.
  *
  * The worker thread runs without the BQL, as a vCPU does.  It takes the BQL to
  * change the topology; the registers are only touched with the BQL held.
  */
 
 #include "qemu/osdep.h"
+#include <sys/mman.h>
 #include "hw/core/cpu.h"
 #include "hw/pci/pci_device.h"
 #include "hw/qdev-properties.h"
@@ -36,6 +41,7 @@
 #include "qemu/units.h"
 #include "qom/object.h"
 #include "system/addr-hint.h"
+#include "system/addr-hint-window.h"
 #include "system/address-spaces.h"
 #include "system/memory.h"
 #include "system/qtest.h"
@@ -67,6 +73,8 @@ DECLARE_INSTANCE_CHECKER(TestIommu, DISPATCH_TESTDEV_IOMMU,
 /* A view has room for 4,096 sections; the machine takes some of them */
 #define MAX_BENCH_REGIONS 4000
 #define BENCH_PATTERN 8192
+#define NR_TEST_HINTS 48
+#define MAX_HINT_LENGTH 64
 #define MAX_EVENTS 64
 #define PAGE_MASK_4K (~0xfffULL)
 
@@ -89,10 +97,15 @@ enum {
     REG_EVICTIONS = 0x3c,
     REG_RENEWALS = 0x40,
     REG_ELAPSED_NS = 0x44,      /* RO: processor time of a measurement */
-    REG_END = 0x4c,             /* the register above has 64 bits */
+    REG_WINDOW_HITS = 0x4c,     /* the register above has 64 bits */
+    REG_WINDOW_REFILLS = 0x50,
+    REG_WINDOW_STALE = 0x54,
+    REG_WINDOW_REFUSED = 0x58,
+    REG_PLAIN_WRITES = 0x5c,    /* RO: proof, writes of the plain path */
+    REG_END = 0x60,
 };
 
-enum { START_COMPARE = 1, START_MEASURE = 2 };
+enum { START_COMPARE = 1, START_MEASURE = 2, START_PROVE = 3 };
 enum { STATUS_IDLE, STATUS_RUNNING, STATUS_DONE, STATUS_REFUSED };
 
 enum {
@@ -102,6 +115,7 @@ enum {
     FLAG_LOCKLESS = 1 << 3,
     FLAG_OWNED = 1 << 4,        /* by a device, hence guarded */
     FLAG_ZIPF = 1 << 5,         /* else round robin */
+    FLAG_WINDOW = 1 << 6,       /* by hints of the first addr-hint device */
 };
 
 typedef struct TestRegion {
@@ -143,6 +157,17 @@ typedef struct Outcome {
     uint64_t notified;          /* bit per region */
 } Outcome;
 
+/* A hint, and what the address that it was given for led to then */
+typedef struct TestHint {
+    bool used;
+    bool live;                  /* it leads there now, by the plain path */
+    unsigned index;
+    hwaddr addr;
+    unsigned length;
+    MemoryRegion *mr;
+    hwaddr offset;
+} TestHint;
+
 struct DispatchTestDev {
     PCIDevice parent_obj;
 
@@ -172,12 +197,16 @@ struct DispatchTestDev {
     unsigned nesting;
     unsigned accepts_phase;
     TestRegion behind_iommu;
+    AddrHintWindow *window;
+    hwaddr window_base;
+    TestHint hint[NR_TEST_HINTS];
     bool stop;                  /* set with the BQL held, read by the worker */
 
     TestRegion *bench;
     unsigned nr_bench;
     uint64_t bench_value;
     uint64_t elapsed_ns;
+    unsigned plain_writes;
 };
 
 static uint32_t pick(DispatchTestDev *s, uint32_t below)
@@ -707,6 +736,160 @@ static uint32_t compare(DispatchTestDev *s, uint32_t count,
 }
 
 /*
+ * The comparison of addresses and hints
+ */
+
+/*
+ * Does the plain search lead from each byte of the range to the region, and
+ * where in it?  Independent of all that is under test.
+ */
+static bool range_leads_to(const TestHint *hint)
+{
+    RCU_READ_LOCK_GUARD();
+    for (unsigned i = 0; i < hint->length; i++) {
+        hwaddr xlat, len = 1;
+
+        if (address_space_translate(&address_space_memory, hint->addr + i,
+                                    &xlat, &len, false,
+                                    MEMTXATTRS_UNSPECIFIED) != hint->mr ||
+            xlat != hint->offset + i) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Called with the BQL held */
+static void renew_hint(DispatchTestDev *s, TestHint *hint)
+{
+    hwaddr len = 1;
+    unsigned status;
+
+    if (hint->used) {
+        addr_hint_window_release(s->window, hint->index);
+    }
+    memset(hint, 0, sizeof(*hint));
+    hint->addr = random_addr(s, false);
+    hint->length = MIN(1 + pick(s, MAX_HINT_LENGTH),
+                       -(hint->addr | PAGE_MASK_4K));
+    status = addr_hint_window_register(s->window, hint->addr, hint->length,
+                                       &hint->index);
+    if (status == ADDR_HINT_OK) {
+        RCU_READ_LOCK_GUARD();
+        hint->used = true;
+        hint->mr = address_space_translate(&address_space_memory, hint->addr,
+                                           &hint->offset, &len, false,
+                                           MEMTXATTRS_UNSPECIFIED);
+    }
+}
+
+static void renew_hints(DispatchTestDev *s)
+{
+    BQL_LOCK_GUARD();
+    for (int i = 0; i < NR_TEST_HINTS; i++) {
+        if (!s->hint[i].used || chance(s, 5)) {
+            renew_hint(s, &s->hint[i]);
+        }
+        s->hint[i].live = s->hint[i].used && range_leads_to(&s->hint[i]);
+    }
+}
+
+static void release_hints(DispatchTestDev *s)
+{
+    BQL_LOCK_GUARD();
+    for (int i = 0; i < NR_TEST_HINTS; i++) {
+        if (s->hint[i].used) {
+            addr_hint_window_release(s->window, s->hint[i].index);
+            s->hint[i].used = false;
+        }
+    }
+}
+
+/* What an access to nothing leads to */
+static void nothing_outcome(const Access *a, Outcome *outcome)
+{
+    memset(outcome, 0, sizeof(*outcome));
+    memcpy(outcome->data, a->data, sizeof(outcome->data));
+    if (!a->is_write) {
+        memset(outcome->data, 0, a->len);
+    }
+    outcome->result = MEMTX_DECODE_ERROR;
+}
+
+/*
+ * An access at an address and one by the hint for it, through a table as a
+ * vCPU's of KVM or through the window's callbacks as other accesses.  The
+ * callbacks see powers of two only.
+ */
+static bool same_by_hint(DispatchTestDev *s, Outcome *plain, Outcome *hinted)
+{
+    TestHint *hint = &s->hint[pick(s, NR_TEST_HINTS)];
+    AddrHintTable *table = chance(s, 60) ? s->table : NULL;
+    unsigned delta = pick(s, hint->used ? hint->length : 16);
+    Access a = random_access(s);
+    bool live = hint->live;
+
+    if (chance(s, 10)) {
+        delta += pick(s, 8);
+        live &= delta < hint->length;
+    }
+    if (!table && !is_power_of_2(a.len)) {
+        a.len = pow2floor(a.len);
+    }
+    if (!table) {
+        a.len = MIN(a.len, 8);
+    }
+    a.as = &address_space_memory;
+    a.attrs.memory = false;
+    a.is_value = false;
+    if (live) {
+        a.addr = hint->addr + delta;
+        make_access(s, NULL, &a, plain);
+    } else {
+        nothing_outcome(&a, plain);
+    }
+    /* one that is not used has index 0, which another may have */
+    a.addr = s->window_base +
+             (hint->used ? (hwaddr)hint->index << ADDR_HINT_PAGE_BITS
+                         : (hwaddr)NR_TEST_HINTS << ADDR_HINT_PAGE_BITS) +
+             ((hint->addr & ~PAGE_MASK_4K) + delta) % ADDR_HINT_PAGE_SIZE;
+    make_access(s, table, &a, hinted);
+    if (same_outcome(plain, hinted)) {
+        return true;
+    }
+    report_difference(&a, plain, hinted);
+    return false;
+}
+
+static uint32_t compare_by_hint(DispatchTestDev *s, uint32_t count,
+                                uint32_t change_every)
+{
+    g_autofree Outcome *plain = g_new(Outcome, 1);
+    g_autofree Outcome *hinted = g_new(Outcome, 1);
+    uint32_t differences = 0;
+
+    for (int i = 0; i < 40 && !qatomic_read(&s->stop); i++) {
+        change_topology(s);
+    }
+    renew_hints(s);
+    for (uint32_t i = 0; i < count && !qatomic_read(&s->stop); i++) {
+        if (change_every && i % change_every == change_every - 1) {
+            change_topology(s);
+            renew_hints(s);
+        }
+        if (change_every && i % (change_every / 2 + 1) == 0) {
+            change_eventfd(s);
+        }
+        s->accepts_phase = i / 16;
+        if (!same_by_hint(s, plain, hinted) && ++differences == 10) {
+            break;
+        }
+    }
+    release_hints(s);
+    return differences;
+}
+
+/*
  * The measurement
  */
 
@@ -766,9 +949,29 @@ static void bench_setup(DispatchTestDev *s, unsigned count, uint32_t flags)
     memory_region_transaction_commit();
 }
 
-static void bench_teardown(DispatchTestDev *s)
+/* The hints of a fresh device are given in order: region i has hint i. */
+static void bench_hints(DispatchTestDev *s)
+{
+    unsigned index;
+
+    BQL_LOCK_GUARD();
+    s->nr_bench = MIN(s->nr_bench, s->window->nr_hints);
+    for (unsigned i = 0; i < s->nr_bench; i++) {
+        if (addr_hint_window_register(s->window, s->mem_base + i * 4 * KiB,
+                                      4 * KiB, &index) != ADDR_HINT_OK ||
+            index != i) {
+            warn_report("dispatch-testdev: region %u got no hint, or another's",
+                        i);
+        }
+    }
+}
+
+static void bench_teardown(DispatchTestDev *s, uint32_t flags)
 {
     BQL_LOCK_GUARD();
+    for (unsigned i = 0; flags & FLAG_WINDOW && i < s->nr_bench; i++) {
+        addr_hint_window_release(s->window, i);
+    }
     memory_region_transaction_begin();
     for (unsigned i = 0; i < s->nr_bench; i++) {
         take_out(s, &s->bench[i].mr);
@@ -810,7 +1013,8 @@ static G_NO_INLINE void measured_loop(DispatchTestDev *s, uint32_t count,
 {
     bool ports = flags & FLAG_PORTS, is_write = flags & FLAG_WRITE;
     AddressSpace *as = ports ? &address_space_io : &address_space_memory;
-    hwaddr base = ports ? s->io_base : s->mem_base;
+    hwaddr base = flags & FLAG_WINDOW ? s->window_base
+                  : ports ? s->io_base : s->mem_base;
     hwaddr step = ports ? 16 : 4 * KiB;
     CPUState *cpu = first_cpu;
     uint32_t val = 1;
@@ -847,6 +1051,88 @@ static void measure(DispatchTestDev *s, uint32_t count, uint32_t flags)
 }
 
 /*
+ * The proof
+ */
+
+static void *protected_page;            /* while a proof runs, else NULL */
+static void *protected_object;
+static unsigned protected_writes;       /* faults in the object */
+
+/* Count a write to the search's data, and let it happen. */
+static void protection_fault(int sig, siginfo_t *info, void *context)
+{
+    size_t page_size = qemu_real_host_page_size();
+
+    if (!protected_page || info->si_addr < protected_page ||
+        info->si_addr >= protected_page + page_size) {
+        signal(SIGSEGV, SIG_DFL);       /* a fault of another kind */
+        return;
+    }
+    /* its first words are all that an access could write; see physmem.c */
+    if (info->si_addr >= protected_object &&
+        info->si_addr < protected_object + 64) {
+        protected_writes++;
+    }
+    mprotect(protected_page, page_size, PROT_READ | PROT_WRITE);
+}
+
+/*
+ * Make accesses to several regions in turn; return how many wrote to the data
+ * of the search.  A write by others to the same page of memory takes the
+ * protection away unnoticed, so it is put back before each access.
+ */
+static unsigned writes_of(DispatchTestDev *s, AddrHintTable *table,
+                          uint32_t count)
+{
+    size_t page_size = qemu_real_host_page_size();
+    uint32_t val;
+
+    protected_writes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        hwaddr addr = s->mem_base + i % s->nr_bench * 4 * KiB;
+
+        mprotect(protected_page, page_size, PROT_READ);
+        if (table) {
+            addr_hint_table_rw(table, &address_space_memory, addr,
+                               MEMTXATTRS_UNSPECIFIED, &val, 4, false);
+        } else {
+            address_space_rw(&address_space_memory, addr,
+                             MEMTXATTRS_UNSPECIFIED, &val, 4, false);
+        }
+        mprotect(protected_page, page_size, PROT_READ | PROT_WRITE);
+    }
+    return protected_writes;
+}
+
+static unsigned prove(DispatchTestDev *s, uint32_t count, unsigned *plain)
+{
+    size_t page_size = qemu_real_host_page_size();
+    struct sigaction ours = { .sa_sigaction = protection_fault,
+                              .sa_flags = SA_SIGINFO }, before;
+    unsigned hinted;
+
+    /* with the BQL nobody makes a new view meanwhile */
+    BQL_LOCK_GUARD();
+    RCU_READ_LOCK_GUARD();
+    for (unsigned i = 0; i < s->nr_bench * 2; i++) {
+        uint32_t val;
+
+        addr_hint_table_rw(s->table, &address_space_memory,
+                           s->mem_base + i % s->nr_bench * 4 * KiB,
+                           MEMTXATTRS_UNSPECIFIED, &val, 4, false);
+    }
+    protected_object =
+        address_space_to_flatview(&address_space_memory)->dispatch;
+    protected_page = QEMU_ALIGN_PTR_DOWN(protected_object, page_size);
+    sigaction(SIGSEGV, &ours, &before);
+    hinted = writes_of(s, s->table, count);
+    *plain = writes_of(s, NULL, count);
+    sigaction(SIGSEGV, &before, NULL);
+    protected_page = NULL;
+    return hinted;
+}
+
+/*
  * The worker and its registers
  */
 
@@ -862,6 +1148,11 @@ static void publish(DispatchTestDev *s, uint32_t differences)
     s->regs[REG_FILLS / 4] = c.fills;
     s->regs[REG_EVICTIONS / 4] = c.evictions;
     s->regs[REG_RENEWALS / 4] = c.renewals;
+    s->regs[REG_WINDOW_HITS / 4] = c.window_hits;
+    s->regs[REG_WINDOW_REFILLS / 4] = c.window_refills;
+    s->regs[REG_WINDOW_STALE / 4] = c.window_stale;
+    s->regs[REG_WINDOW_REFUSED / 4] = c.window_refused;
+    s->regs[REG_PLAIN_WRITES / 4] = s->plain_writes;
     s->regs[REG_ELAPSED_NS / 4] = s->elapsed_ns;
     s->regs[REG_ELAPSED_NS / 4 + 1] = s->elapsed_ns >> 32;
     s->regs[REG_STATUS / 4] = STATUS_DONE;
@@ -881,11 +1172,19 @@ static void *worker_main(void *opaque)
     s->rand = g_rand_new_with_seed(regs[REG_SEED / 4]);
     s->table = addr_hint_table_new();
     if (regs[REG_START / 4] == START_COMPARE) {
-        differences = compare(s, count, regs[REG_CHANGE_EVERY / 4]);
+        differences = (flags & FLAG_WINDOW ? compare_by_hint : compare)
+                      (s, count, regs[REG_CHANGE_EVERY / 4]);
     } else {
         bench_setup(s, MAX(1, regs[REG_REGIONS / 4]), flags);
-        measure(s, count, flags);
-        bench_teardown(s);
+        if (flags & FLAG_WINDOW) {
+            bench_hints(s);
+        }
+        if (regs[REG_START / 4] == START_PROVE) {
+            differences = prove(s, count, &s->plain_writes);
+        } else {
+            measure(s, count, flags);
+        }
+        bench_teardown(s, flags);
     }
     addr_hint_table_counters(s->table, &s->counters);
     g_clear_pointer(&s->table, addr_hint_table_free);
@@ -905,6 +1204,19 @@ static void join_worker(DispatchTestDev *s)
     }
 }
 
+/* Hints are looked up where the registers' user has asked for one before. */
+static bool find_window(DispatchTestDev *s)
+{
+    s->window = addr_hint_window_next(NULL);
+    if (!s->window || !s->window->as) {
+        return false;
+    }
+    s->window_base = pci_get_bar_addr(PCI_DEVICE(s->window->owner),
+                                      ADDR_HINT_BAR_WINDOW);
+    return s->window_base != PCI_BAR_UNMAPPED &&
+           s->window->nr_hints > NR_TEST_HINTS;
+}
+
 static void start(DispatchTestDev *s, uint32_t what)
 {
     bool vcpu_path = s->regs[REG_FLAGS / 4] & FLAG_VCPU_PATH;
@@ -914,7 +1226,8 @@ static void start(DispatchTestDev *s, uint32_t what)
     }
     s->mem_base = pci_get_bar_addr(PCI_DEVICE(s), 1);
     s->io_base = pci_get_bar_addr(PCI_DEVICE(s), 2);
-    if ((what != START_COMPARE && what != START_MEASURE) ||
+    if (what < START_COMPARE || what > START_PROVE ||
+        (s->regs[REG_FLAGS / 4] & FLAG_WINDOW && !find_window(s)) ||
         /* a vCPU that runs has its table for itself */
         (what == START_MEASURE && vcpu_path && !qtest_enabled()) ||
         s->mem_base == PCI_BAR_UNMAPPED || s->io_base == PCI_BAR_UNMAPPED) {

@@ -24,6 +24,7 @@
 #include "exec/hwaddr.h"
 #include "exec/memattrs.h"
 #include "hw/core/cpu.h"
+#include "qemu/atomic.h"
 #include "system/memory.h"
 
 typedef struct AddrHintTable AddrHintTable;
@@ -40,6 +41,12 @@ typedef struct AddrHintTable AddrHintTable;
  * @fills: entries made
  * @evictions: entries that had to make room (part of @fills)
  * @renewals: sets of entries dropped because the memory topology had changed
+ * @window_hits: accesses in a window (addr-hint-window.h) that reached the
+ *               device that the hint stands for; not part of @hits
+ * @window_refills: hints looked up again because the topology had changed
+ * @window_stale: accesses by a hint whose device is not there now
+ * @window_refused: accesses in a window by no hint, outside a hint's range, or
+ *                  that no vCPU made
  *
  * All count accesses or entries and wrap around.  One thread writes them;
  * others read them with qatomic_read().
@@ -52,6 +59,10 @@ typedef struct AddrHintCounters {
     unsigned long fills;
     unsigned long evictions;
     unsigned long renewals;
+    unsigned long window_hits;
+    unsigned long window_refills;
+    unsigned long window_stale;
+    unsigned long window_refused;
 } AddrHintCounters;
 
 /**
@@ -60,6 +71,14 @@ typedef struct AddrHintCounters {
  * Returns: the table; free it with addr_hint_table_free().
  */
 AddrHintTable *addr_hint_table_new(void);
+
+/**
+ * addr_hint_table_is_full: does a table keep devices, or windows only?
+ * @table: the table
+ *
+ * Returns: true if ``dispatch-hints=on`` made it.
+ */
+bool addr_hint_table_is_full(const AddrHintTable *table);
 
 /**
  * addr_hint_table_free: free a table that no thread uses any more
@@ -135,11 +154,13 @@ static inline MemTxResult addr_hint_rw(CPUState *cpu, AddressSpace *as,
                                        hwaddr addr, MemTxAttrs attrs,
                                        void *buf, hwaddr len, bool is_write)
 {
-    if (likely(!cpu->addr_hints)) {
+    /* pairs with qatomic_store_release() in addr_hint_tables_for_windows() */
+    AddrHintTable *table = qatomic_read(&cpu->addr_hints);
+
+    if (likely(!table)) {
         return address_space_rw(as, addr, attrs, buf, len, is_write);
     }
-    return addr_hint_table_rw(cpu->addr_hints, as, addr, attrs, buf, len,
-                              is_write);
+    return addr_hint_table_rw(table, as, addr, attrs, buf, len, is_write);
 }
 
 /* addr_hint_ldub, lduw, ldl, stb, stw, stl: the same for one value */
@@ -148,22 +169,25 @@ static inline uint32_t addr_hint_##suffix_ld(CPUState *cpu,                 \
                                              AddressSpace *as, hwaddr addr, \
                                              MemTxAttrs attrs)              \
 {                                                                           \
-    if (likely(!cpu->addr_hints)) {                                         \
+    AddrHintTable *table = qatomic_read(&cpu->addr_hints);                  \
+                                                                            \
+    if (likely(!table)) {                                                   \
         return address_space_##suffix_ld(as, addr, attrs, NULL);            \
     }                                                                       \
-    return addr_hint_table_ld(cpu->addr_hints, as, addr, attrs, bytes,      \
-                              NULL);                                        \
+    return addr_hint_table_ld(table, as, addr, attrs, bytes, NULL);         \
 }                                                                           \
                                                                             \
 static inline void addr_hint_##suffix_st(CPUState *cpu, AddressSpace *as,   \
                                          hwaddr addr, uint32_t val,         \
                                          MemTxAttrs attrs)                  \
 {                                                                           \
-    if (likely(!cpu->addr_hints)) {                                         \
+    AddrHintTable *table = qatomic_read(&cpu->addr_hints);                  \
+                                                                            \
+    if (likely(!table)) {                                                   \
         address_space_##suffix_st(as, addr, val, attrs, NULL);              \
         return;                                                             \
     }                                                                       \
-    addr_hint_table_st(cpu->addr_hints, as, addr, val, attrs, bytes, NULL); \
+    addr_hint_table_st(table, as, addr, val, attrs, bytes, NULL);           \
 }
 
 ADDR_HINT_LDST(ldub, stb, 1)
@@ -179,7 +203,8 @@ ADDR_HINT_LDST(ldl, stl, 4)
 void addr_hint_machine_class_init(ObjectClass *oc);
 
 /**
- * addr_hint_cpu_realize: give a vCPU its table, if the machine wants tables
+ * addr_hint_cpu_realize: give a vCPU its table, if the machine wants tables or
+ *                        has a window
  * @cpu: the vCPU, before its thread runs
  *
  * Context: BQL held.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Device access by address hint: the reference table (dispatch-hints=on)."""
+"""Device access by address hint: dispatch-hints=on, and addr-hint-pci."""
 from bare_metal import kvm_probe
 from mechanism import Mechanism
 from test_io import IO_SCRIPT
@@ -22,6 +22,42 @@ def kvm_reason():
     return None if state == 'works' else f'KVM not used: {why}'
 
 
+# Reads and writes edu where it is, or by a hint if a device gives one.
+ASKED_SCRIPT = '''
+find_device() {
+    path=$(grep -l "$1" /sys/bus/pci/devices/*/device) || return
+    path=${path%/device}
+    echo 1 >"$path/enable"
+}
+bar() {
+    sed -n "$1p" "$path/resource" | cut -d' ' -f1
+}
+find_device 0x11e8
+place=$(bar 1)
+if find_device 0x4148; then
+    regs=$(bar 1)
+    devmem $((regs + 0x10)) 32 $((place))
+    devmem $((regs + 0x18)) 32 4096
+    devmem $((regs + 0x2c)) 32 1
+    place=$(($(bar 3) + $(devmem $((regs + 0x28)) 32) * 4096))
+fi
+n=0
+sum=0
+while [ $n -lt 60 ]; do
+    devmem $((place + 4)) 32 $n
+    sum=$((sum + $(devmem $((place + 4)) 32)))
+    n=$((n + 1))
+done
+result rounds $n
+result sum $sum
+park counts
+'''
+
+
+def asked_did(results):
+    return f'{results["rounds"]} writes and reads of edu (MMIO)'
+
+
 BARE = {'payload': 'io', 'prefix': 'addr-hint', 'used': 'hits',
         'did': bare_did, 'on': ON, 'needs': 'dispatch-hints'}
 BARE_OPTIONS = {'defines': {'COUNT': 1000},
@@ -32,6 +68,10 @@ MECHANISMS = [
               used='hits', did=linux_did, on=ON, needs='dispatch-hints',
               script=IO_SCRIPT + 'park counts\n',
               options={'devices': ('edu',)}),
+    Mechanism(name='address hint asked for, Linux, TCG', prefix='addr-hint',
+              used='window-hits', did=asked_did, needs='dispatch-hints',
+              script=ASKED_SCRIPT, off={'devices': ('edu',)},
+              on={'devices': ('edu', 'addr-hint-pci')}),
     Mechanism(name='address hint, bare metal, TCG', **BARE,
               options={**BARE_OPTIONS, 'accel': 'tcg'}),
     Mechanism(name='address hint, bare metal, KVM', **BARE,
