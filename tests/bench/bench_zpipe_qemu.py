@@ -87,6 +87,24 @@ class Pair:
             [*wrapper, str(binary('subprojects/libzpipe/zpipe')), 'bench',
              'sink' if self.out else 'source', self.peer_way, self.path,
              str(every), str(count)], stdout=subprocess.DEVNULL)
+        self._wait_connected()
+
+    def _connected(self):
+        vm = self.machine.vm
+        pipes = vm.cmd('query-zpipe')
+        if pipes:
+            return pipes[0]['state'] == 'connected'
+        name, = (x['filename'] for x in vm.cmd('query-chardev')
+                 if x['label'] == 'c')
+        return not name.startswith('disconnected')
+
+    def _wait_connected(self):
+        """What is sent to nobody is dropped, by a socket chardev."""
+        end = time.monotonic() + 60
+        while not self._connected():
+            if self.peer.poll() is not None or time.monotonic() > end:
+                raise BenchError(f'the peer of {self.way} does not connect')
+            time.sleep(0.05)
 
     def __exit__(self, *exc):
         if self.peer:
