@@ -286,19 +286,14 @@ def run(say):
                    'values': {w: spread(v) for w, v in counts.items()},
                    'ratio': counts['map'][0] / counts['socket'][0]}
                   for label, counts in counted.items()]},
-        {'title': f'An idle connection for {IDLE_S} seconds',
-         'text': 'zpipe listen and zpipe connect, and nothing to send.  No '
-                 'side was woken, or this would have failed.  The ratio is '
-                 'of 1 ms.',
-         'ways': list(still),
-         'rows': [{'case': 'processor time', 'unit': 'ns',
-                   'values': {w: spread(v) for w, v in still.items()},
-                   'ratio': max(map(max, still.values())) / 1e6}]},
     ]
     calls = system_calls(say)
     tables.append(
         {'title': 'System calls of both sides for a round trip of 64 bytes',
-         'text': 'Counted by strace, difference of two lengths.  To wake and '
+         'text': f'Idle, in {REPEATS} times {IDLE_S} seconds, no side of a '
+                 'connection was woken, and they used '
+                 f'{sum(still["listen"])} and {sum(still["connect"])} ns of '
+                 'processor time.  Counted by strace, difference of two lengths.  To wake and '
                  'to go to sleep are one each; strace slows both sides down, '
                  'so that a zpipe finds the other awake at times.  The ratio '
                  'is sleep / socket.',
