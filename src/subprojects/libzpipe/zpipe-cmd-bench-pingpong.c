@@ -23,6 +23,13 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static void count_calls(struct bench_side *s, struct zpipe_stats *stats)
+{
+    if (s->zp) {
+        zpipe_get_stats(s->zp, stats);
+    }
+}
+
 /*
  * The median of many small batches: a process that polls and is preempted for
  * a time slice would spoil an average.
@@ -32,11 +39,11 @@ static void ping(struct bench_side *s, round_fn *once, void *state)
     const struct bench_case *what = s->what;
     struct bench_result *res = &s->shared->res;
     uint64_t *took = calloc(BATCHES_MAX, sizeof(*took));
-    uint64_t start = bench_now_ns(), last = start, cpu = 0, now;
+    uint64_t start = bench_now_ns(), last = start, cpu = bench_cpu_ns(), now;
+    struct zpipe_stats at_start = { .kicks = 0 }, at_end = { .kicks = 0 };
     unsigned n = 0;
     bool warm = what->rounds, more = true;
 
-    cpu = bench_cpu_ns();
     while (more) {
         for (int i = 0; i < BATCH; i++) {
             if (!once(s, state)) {
@@ -48,6 +55,7 @@ static void ping(struct bench_side *s, round_fn *once, void *state)
             warm = true;
             start = now;
             cpu = bench_cpu_ns();
+            count_calls(s, &at_start);
         } else if (warm) {
             took[n++] = now - last;
             more = n < BATCHES_MAX &&
@@ -56,10 +64,13 @@ static void ping(struct bench_side *s, round_fn *once, void *state)
         }
         last = now;
     }
+    count_calls(s, &at_end);
     qsort(took, n, sizeof(*took), by_value);
     res->count = (double)n * BATCH;
     res->seconds = took[n / 2] / 1e9 * n;
     res->cpu_ns = (bench_cpu_ns() - cpu) / res->count;
+    res->kicks = at_end.kicks - at_start.kicks;
+    res->wakeups = at_end.wakeups - at_start.wakeups;
     free(took);
 }
 
@@ -163,7 +174,6 @@ static bool zp_pong(struct bench_side *s, void *state)
 static void pingpong_side(struct bench_side *s, bool first)
 {
     struct zp_round *r = calloc(1, sizeof(*r));
-    struct zpipe_stats stats;
 
     if (s->what->way->kind != BENCH_ZPIPE) {
         if (first) {
@@ -177,9 +187,6 @@ static void pingpong_side(struct bench_side *s, bool first)
     bench_zp_meet(s, !first);
     if (first) {
         ping(s, zp_ping, r);
-        zpipe_get_stats(s->zp, &stats);
-        s->shared->res.kicks = stats.kicks;
-        s->shared->res.wakeups = stats.wakeups;
     } else if (zp_round_post(s, r)) {
         pong(s, zp_pong, r);
     }

@@ -56,7 +56,8 @@ struct bench_case {
  * @seconds, @count: time, and bytes or round trips in it (of round trips the
  *      median, times their number)
  * @cpu_ns: processor time of both sides for each of @count
- * @kicks, @wakeups: of both sides in all (zpipe)
+ * @kicks, @wakeups: of a zpipe: of both sides in all, warm-up included; of
+ *      round trips, of the side that asks, in @count
  * @mechanism_bytes: by what the reader got the data
  */
 struct bench_result {

@@ -78,6 +78,9 @@ int cmd_info(const struct cmd_options *opt)
         (opt->json ? print_json : print_text)(&info,
                                               opt->config.flags & ZPIPE_CMA);
         code = fflush(stdout) ? CMD_FAILED : CMD_OK;
+        /* leave as one who has nothing to send, not as one who died */
+        zpipe_shutdown(zp);
+        zpipe_reap(zp);
     }
     zpipe_free(zp);
     if (cmd_signal()) {
