@@ -152,6 +152,8 @@ static bool send_message(int sock, struct zp_msg *msg, const int *fds, int nfds)
     return ret == sizeof(*msg);
 }
 
+static bool receive_one(struct zpipe *zp);
+
 bool link_send(struct zpipe *zp, struct zp_msg *msg, const int *fds, int nfds)
 {
     if (zp->sock < 0) {
@@ -160,6 +162,9 @@ bool link_send(struct zpipe *zp, struct zp_msg *msg, const int *fds, int nfds)
     if (!send_message(zp->sock, msg, fds, nfds)) {
         int err = errno;
 
+        if (err != EAGAIN && zp->link == LINK_HELLO) {
+            receive_one(zp);    /* a refusal, perhaps: that is the reason */
+        }
         link_fail(zp, err == EAGAIN ? -ETIMEDOUT : -ECONNRESET,
                   err == EAGAIN ? "the peer does not read its messages"
                                 : "cannot send to the peer: %s",
