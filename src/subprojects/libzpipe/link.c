@@ -183,10 +183,19 @@ void zpipe_refuse(int sock, const char *why)
     close(sock);
 }
 
+/* A peer can send a socket whose close() would wait for its data to go. */
+static void close_received(int fd)
+{
+    struct linger none = { .l_onoff = 0 };
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+    close(fd);
+}
+
 static void close_all(int *fds, int n)
 {
     for (int i = 0; i < n; i++) {
-        close(fds[i]);
+        close_received(fds[i]);
     }
 }
 
@@ -295,6 +304,17 @@ static void close_fd(int *fd)
 }
 
 /* --------------------------------------------------------- the handshake */
+
+/* Only a socket can be told not to wait. */
+static int check_bell(int fd)
+{
+    int domain, type;
+    socklen_t len = sizeof(int);
+
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ||
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) ||
+           domain != AF_UNIX || type != SOCK_STREAM ? -EPROTO : 0;
+}
 
 /* Watch our end of the bell.  It is closed when this fails, too. */
 static int take_bell(struct zpipe *zp, int fd)
@@ -424,8 +444,11 @@ static void hello_received(struct zpipe *zp, const struct zp_hello *hello,
         return;
     }
     if (!zp->server) {
-        err = take_bell(zp, fds[1]);
-        fds[1] = -1;
+        err = check_bell(fds[1]);
+        if (!err) {
+            err = take_bell(zp, fds[1]);
+            fds[1] = -1;
+        }
         if (err) {
             refuse(zp, err, "the bell was refused: %s", strerror(-err));
             return;
@@ -529,7 +552,7 @@ static bool receive_one(struct zpipe *zp)
     handle(zp, &msg, fds);
     for (int i = 0; i < nfds; i++) {
         if (fds[i] >= 0) {
-            close(fds[i]);
+            close_received(fds[i]);
         }
     }
     return zp->sock >= 0;

@@ -363,7 +363,9 @@ static void pass(struct zpipe *zp, size_t budget)
         return;
     }
     if (zp->rx.want_data && available(zp)) {
+        /* once: the user may have looked already, or may not want to any more */
         zp->rx.want_data = false;
+        wake_self(zp);
     }
     if (!zp->rx.queue.head && !at_end(zp)) {
         return;
@@ -506,6 +508,7 @@ bool rx_revoke(struct zpipe *zp)
     struct zp_rx *rx = &zp->rx;
 
     if (zp->link != LINK_UP) {
+        pass(zp, SIZE_MAX);     /* what it pushed before it left counts, too */
         return false;
     }
     retire_demand(zp);

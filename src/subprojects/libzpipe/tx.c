@@ -544,8 +544,10 @@ void tx_collect(struct zpipe *zp)
         return;
     }
     release_up_to(zp, rel);
-    if (copy_room(zp)) {
+    if (tx->want_space && !tx->queue.head && !ring_full(zp) &&
+        copy_room(zp)) {
         tx->want_space = false;
+        wake_self(zp);
     }
 }
 
@@ -699,6 +701,7 @@ bool tx_withdraw(struct zpipe *zp)
             return false;
         }
         /* it may wait for a kick; views come back when it gets to run */
+        zp->news |= ZP_WANT_DATA;
         kick(zp);
         nanosleep(&(struct timespec) { .tv_nsec = 50000 }, NULL);
     }
@@ -718,7 +721,9 @@ void tx_salvage(struct zpipe *zp)
         return;
     }
     st_relaxed(&zp->own.ctl->w_prod, zp->tx.rel);
-    await_untouched(zp, ZP_LAST_PATIENCE_NS);
+    if (zp->tx.prod != zp->tx.rel) {
+        await_untouched(zp, ZP_LAST_PATIENCE_NS);
+    }
     rel = ld_acquire(&zp->peer.ctl->rel);
     if (rel - zp->tx.rel <= zp->tx.prod - zp->tx.rel) {
         release_up_to(zp, rel);
@@ -817,8 +822,8 @@ ssize_t zpipe_try_write(struct zpipe *zp, const void *buf, size_t len)
         from += bytes;
         left -= bytes;
     }
+    zp->tx.want_space = left;
     if (left == len) {
-        zp->tx.want_space = true;
         return len ? -EAGAIN : 0;
     }
     return len - left;
