@@ -80,7 +80,9 @@ static void report(ZpipeChardev *s, const char *what, const char *why)
 
 static void retry_later(ZpipeChardev *s)
 {
-    if (patient(s)) {
+    if (s->server && s->listener >= 0) {
+        s->reconnect_us = 0;        /* the next client will come by itself */
+    } else if (patient(s)) {
         s->reconnect_us = now_us() + PATIENCE_RETRY_US;
     } else if (!s->server && s->reconnect_ms) {
         s->reconnect_us = now_us() + s->reconnect_ms * 1000;
