@@ -401,7 +401,10 @@ static bool reap_and_unblock_locked(ZpipeChardev *s)
     /* to be noticed although nobody reads, as a socket's hang-up is */
     zpipe_get_info(s->zp, &info);
     s->ended = s->ended || info.ended;
-    qatomic_set(&s->tx_blocked, false);
+    /* without a peer there is no room: a watch that fires would fire again */
+    if (zpipe_state(s->zp) == ZPIPE_CONNECTED) {
+        qatomic_set(&s->tx_blocked, false);
+    }
     return any;
 }
 

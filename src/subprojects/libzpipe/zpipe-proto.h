@@ -9,8 +9,8 @@
  * docs/interop/zpipe.rst; this is its letter.
  *
  * Each side has one arena, a sealed memfd that only it can write: the peer is
- * given a descriptor that is open for reading, and the memfd is sealed against
- * further writable mappings.  So a word of shared memory has one writer, a
+ * given a descriptor of it, and the memfd is sealed against further writable
+ * mappings.  So a word of shared memory has one writer, a
  * reader loads it once and checks it, and no side can spoil the other's state.
  *
  * Rings count without bound: an index is a 64-bit number, its place in the

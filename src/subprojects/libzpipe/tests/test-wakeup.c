@@ -201,6 +201,59 @@ static void test_ping_pong(void)
     }
 }
 
+/* Data come after EAGAIN, and are noticed in a call that cannot return them. */
+static void test_late_data(void)
+{
+    char byte;
+    Pair p;
+
+    for (int flush = 0; flush < 2; flush++) {
+        pair_open(&p, NULL, NULL);
+        pair_settle(&p);
+        g_assert_cmpint(zpipe_try_read(p.rx, &byte, 1), ==, -EAGAIN);
+        g_assert_cmpint(zpipe_try_write(p.tx, "x", 1), ==, 1);
+        zpipe_flush(p.tx);
+        if (flush) {
+            zpipe_flush(p.rx);
+        } else {
+            g_assert_null(zpipe_reap(p.rx));
+        }
+        g_assert_true(readable(p.rx, HANG_MS));
+        g_assert_null(zpipe_reap(p.rx));
+        g_assert_cmpint(zpipe_try_read(p.rx, &byte, 1), ==, 1);
+        pair_close(&p);
+    }
+}
+
+/* The same with room. */
+static void test_late_room(void)
+{
+    static char data[1 << 20];
+    Pair p;
+
+    for (int flush = 0; flush < 2; flush++) {
+        pair_open(&p, NULL, NULL);
+        pair_settle(&p);
+        while (zpipe_try_write(p.tx, data, sizeof(data)) > 0) {
+            /* fill it */
+        }
+        zpipe_flush(p.tx);
+        while (zpipe_try_read(p.rx, data, sizeof(data)) > 0) {
+            /* empty it */
+        }
+        zpipe_flush(p.rx);
+        if (flush) {
+            zpipe_flush(p.tx);
+        } else {
+            g_assert_null(zpipe_reap(p.tx));
+        }
+        g_assert_true(readable(p.tx, HANG_MS));
+        g_assert_null(zpipe_reap(p.tx));
+        g_assert_cmpint(zpipe_try_write(p.tx, "x", 1), ==, 1);
+        pair_close(&p);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -208,6 +261,8 @@ int main(int argc, char **argv)
     g_test_add_func("/wakeup/edge", test_edge);
     g_test_add_func("/wakeup/one-kick", test_one_kick);
     g_test_add_func("/wakeup/messages-then-data", test_messages_then_data);
+    g_test_add_func("/wakeup/late-data", test_late_data);
+    g_test_add_func("/wakeup/late-room", test_late_room);
     g_test_add_func("/wakeup/ping-pong", test_ping_pong);
     return g_test_run();
 }
