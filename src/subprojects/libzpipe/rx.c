@@ -363,7 +363,7 @@ static void pass(struct zpipe *zp, size_t budget)
         return;
     }
     if (zp->rx.want_data && available(zp)) {
-        /* once: the user may have looked already, or may not want to any more */
+        /* once: the user may not want to look any more */
         zp->rx.want_data = false;
         wake_self(zp);
     }
