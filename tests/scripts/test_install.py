@@ -26,7 +26,11 @@ class Install(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.tmp)
         self.root = self.tmp / 'project'
         (self.root / 'scripts').mkdir(parents=True)
-        shutil.copy(SCRIPT, self.root / 'scripts')
+        for name in ('install', 'hotpath-top'):
+            shutil.copy(SCRIPT.parent / name, self.root / 'scripts')
+        qmp = self.root / 'build' / 'tree' / 'python' / 'qemu' / 'qmp'
+        qmp.mkdir(parents=True)
+        (qmp / '__init__.py').write_text('# QMP\n')
         self.out = self.root / 'build' / 'out'
         self.prefix = self.tmp / 'opt' / 'qemu'
 
@@ -71,6 +75,16 @@ class Install(unittest.TestCase):
         self.assertIn('--no-rebuild', (self.out / 'meson.calls').read_text())
         self.assertEqual(list((self.root / 'build').glob('install.??????')),
                          [])
+
+    def test_monitor(self):
+        """hotpath-top is there, with what it imports."""
+        self.make_build()
+        self.assertEqual(self.install(self.prefix).returncode, 0)
+        self.assertTrue(os.access(self.prefix / 'bin/hotpath-top', os.X_OK))
+        self.assertTrue((self.prefix / 'share/qemu-hotpath/python/qemu/qmp/'
+                         '__init__.py').is_file())
+        shutil.rmtree(self.root / 'build' / 'tree')
+        self.assert_one_line(self.install(self.prefix), 'run make tree')
 
     def test_no_build(self):
         self.assert_one_line(self.install(self.prefix), 'run make build first')
