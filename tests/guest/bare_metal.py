@@ -6,7 +6,7 @@
                       devices=('edu,addr=5.0',))
     result['checksum']
 
-Payloads are in tests/guest/bare/, one .S file each; they write lines
+Payloads are in tests/guest/bare/, one .S or .c file each; they write lines
 "KEY HEX" to the debug console, the last with the key 'end'.
 """
 import functools
@@ -20,23 +20,32 @@ import time
 from pathlib import Path
 
 from guest import GuestFailure, console_tail
-from hotpath_paths import (BUILD, GUEST_DIR, SetupError, qemu_binary,
+from hotpath_paths import (BUILD, GUEST_DIR, ROOT, SetupError, qemu_binary,
                            report_dir, use_qemu_python)
 
 SOURCES = Path(__file__).resolve().parent / 'bare'
 IMAGE_SIZE = 64 * 1024
+# of the project's own headers for guests
+INCLUDES = ('src/include/hw/misc', 'src/contrib/addr-hint')
+C_FLAGS = ('-m32', '-march=i686', '-O2', '-Wall', '-ffreestanding',
+           '-fno-pic', '-fno-stack-protector', '-mgeneral-regs-only',
+           '-fno-asynchronous-unwind-tables', '-fcf-protection=none')
 
 
 def build_image(payload, defines=None):
-    """Assemble and link a payload; return the path of the image."""
+    """Compile or assemble a payload, and link it; return the image's path."""
     suffix = ''.join(f'-{k}{v}' for k, v in sorted((defines or {}).items()))
     target = GUEST_DIR / 'bare' / f'{payload}{suffix}.bin'
     target.parent.mkdir(parents=True, exist_ok=True)
     symbols = [x for k, v in (defines or {}).items()
                for x in ('--defsym', f'{k}={v}')]
     with tempfile.TemporaryDirectory(dir=target.parent) as tmp:
-        commands = (['as', '--32', '-I', str(SOURCES), *symbols, '-o',
-                     f'{tmp}/x.o', str(SOURCES / f'{payload}.S')],
+        source = SOURCES / f'{payload}.S'
+        if (SOURCES / f'{payload}.c').is_file():
+            _compile(payload, defines or {}, tmp)
+            source, symbols = SOURCES / 'c.S', []
+        commands = (['as', '--32', '-I', str(SOURCES), '-I', tmp, *symbols,
+                     '-o', f'{tmp}/x.o', str(source)],
                     ['ld', '-m', 'elf_i386', '-Ttext=0xf0000', '-o',
                      f'{tmp}/x.bin', '--oformat=binary', f'{tmp}/x.o'])
         for command in commands:
@@ -45,6 +54,16 @@ def build_image(payload, defines=None):
             raise SetupError(f'{payload}.S does not give an image of 64 KiB')
         os.replace(f'{tmp}/x.bin', target)
     return target
+
+
+def _compile(payload, defines, tmp):
+    """Make payload.bin, which c.S includes."""
+    _run_tool(['gcc', *C_FLAGS, '-I', str(SOURCES),
+               *(x for folder in INCLUDES for x in ('-I', str(ROOT / folder))),
+               *(f'-D{k}={v}' for k, v in sorted(defines.items())), '-c', '-o',
+               f'{tmp}/c.o', str(SOURCES / f'{payload}.c')])
+    _run_tool(['ld', '-m', 'elf_i386', '-T', str(SOURCES / 'c.ld'), '-o',
+               f'{tmp}/payload.bin', f'{tmp}/c.o'])
 
 
 def _run_tool(command):
