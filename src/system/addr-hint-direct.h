@@ -37,7 +37,8 @@ typedef struct AddrHintFound {
  * addr_hint_rw_generic: make an access by the generic rules
  * @fv: the view that the region was found in
  * @addr: address of the access
- * @found: the region
+ * @found: the region; not by a pointer, so that the path of a hit, which does
+ *         not come here, can keep it in registers
  * @attrs: transaction attributes
  * @buf: data, in the byte order of the bus
  * @len: length in bytes
@@ -46,7 +47,7 @@ typedef struct AddrHintFound {
  * Called from RCU critical section.
  */
 MemTxResult addr_hint_rw_generic(FlatView *fv, hwaddr addr,
-                                 const AddrHintFound *found, MemTxAttrs attrs,
+                                 AddrHintFound found, MemTxAttrs attrs,
                                  void *buf, hwaddr len, bool is_write);
 
 /**

@@ -29,16 +29,15 @@
  * struct AddrHintTarget: what answers a range
  * @mr: the region; valid as long as the set's serial is the view's.  The rules
  *      in its callback table must not change while it is in a view.
- * @offset: offset in @mr of the first byte of the range
- * @read_sizes: access sizes in bytes, each a bit of the same value, of which
- *              an aligned read is one call of the device's callback
- * @write_sizes: the same for writes
+ * @delta: what is added to an address to get its offset in @mr, modulo 2^64
+ * @sizes: access sizes in bytes, each a bit of the same value, of which an
+ *         aligned access is one call of the device's callback; [0] for reads,
+ *         [1] for writes
  */
 typedef struct AddrHintTarget {
     MemoryRegion *mr;
-    hwaddr offset;
-    uint8_t read_sizes;
-    uint8_t write_sizes;
+    hwaddr delta;
+    uint8_t sizes[2];
 } AddrHintTarget;
 
 /**

@@ -149,7 +149,7 @@ MemTxResult addr_hint_window_rw(AddrHintTable *table, AddrHintWindow *w,
     if (whole) {
         return addr_hint_dispatch_whole(&found, attrs, buf, len, is_write);
     }
-    return addr_hint_rw_generic(fv, addr, &found, attrs, buf, len, is_write);
+    return addr_hint_rw_generic(fv, addr, found, attrs, buf, len, is_write);
 }
 
 MemTxResult addr_hint_window_access(AddrHintWindow *w, hwaddr offset,

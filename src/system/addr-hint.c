@@ -122,16 +122,17 @@ void addr_hint_fill(AddrHintTable *table, AddrHintSet *set,
     set->size[way] = int128_getlo(section->size);
     set->target[way] = (AddrHintTarget) {
         .mr = mr,
-        .offset = section->offset_within_region,
-        .read_sizes = addr_hint_sizes(mr->ops, false),
-        .write_sizes = addr_hint_sizes(mr->ops, true),
+        .delta = section->offset_within_region - base,
+        .sizes = {
+            addr_hint_sizes(mr->ops, false), addr_hint_sizes(mr->ops, true)
+        },
     };
     addr_hint_count(&table->counters.fills);
     if (trace_event_get_state_backends(TRACE_ADDR_HINT_FILL)) {
         trace_addr_hint_fill(current_cpu ? current_cpu->cpu_index : -1, base,
                              set->size[way], memory_region_name(mr),
-                             set->target[way].read_sizes,
-                             set->target[way].write_sizes, set->serial);
+                             set->target[way].sizes[0],
+                             set->target[way].sizes[1], set->serial);
     }
 }
 

@@ -15,6 +15,8 @@ def callgrind(folder, *options):
         raise BenchError('valgrind is not installed: run scripts/bootstrap')
     return [str(Path(__file__).with_name('no-io-uring')), 'valgrind',
             '--tool=callgrind', '-q', '--error-limit=no',
+            # each of several profiles can be read alone
+            '--compress-strings=no',
             f'--callgrind-out-file={folder}/callgrind.%p', *options]
 
 
@@ -23,6 +25,38 @@ def instructions(profile):
     text = Path(profile).read_text(errors='replace')
     found = re.findall(r'^(?:summary|totals): (\d+)', text, re.M)
     return int(found[-1]) if found else 0
+
+
+def line_costs(profile):
+    """Return {(file name, line): instructions} of a profile, without those of
+    the functions that a line calls."""
+    costs, file, line, called = {}, None, 0, False
+    for text in Path(profile).read_text(errors='replace').splitlines():
+        head, _, rest = text.partition('=')
+        if head in ('fl', 'fi', 'fe'):
+            file = Path(rest).name
+        elif head == 'calls':
+            called = True
+        elif text[:1] in tuple('0123456789+-*'):
+            place, *cost = text.split()
+            line = (line if place == '*' else line + int(place)
+                    if place[0] in '+-' else int(place))
+            if cost and not called:
+                costs[file, line] = costs.get((file, line), 0) + int(cost[0])
+            called = False
+    return costs
+
+
+def function_lines(source, names):
+    """Return {(file name, line)} of the named functions in a C file."""
+    found, inside = set(), False
+    for number, text in enumerate(Path(source).read_text().splitlines(), 1):
+        inside = inside or bool(re.match(
+            rf'\S.*?\b(?:{"|".join(names)})\(|(?:{"|".join(names)})\(', text))
+        if inside:
+            found.add((Path(source).name, number))
+        inside = inside and text != '}'
+    return found
 
 
 def profiles(folder):

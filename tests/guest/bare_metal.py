@@ -135,10 +135,10 @@ class BareGuest:
                 sock.close()
         shutil.rmtree(self._tmp, ignore_errors=True)
 
-    def wait_end(self, key='end'):
-        """Read the payload's output until the line with a key."""
+    def wait_end(self, key='end', at_least=0):
+        """Read the payload's output until a line with a key and a value."""
         deadline = time.monotonic() + self.timeout
-        while key not in self.results:
+        while self.results.get(key, -1) < at_least:
             left = deadline - time.monotonic()
             ready = left > 0 and select.select([self._conn], [], [], left)[0]
             data = self._conn.recv(65536) if ready else b''
