@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A Linux guest that asks addr-hint-pci for hints, and uses them."""
+import os
+import subprocess
+import tempfile
 import unittest
 
 from guest import Guest, is_base_build
+from hotpath_paths import GUEST_DIR, ROOT, SetupError
 
 # The registers are in docs/specs/addr-hint.rst; 'edu' has its identity at 0
 # and at 4 a register that reads as the complement of what was written.
@@ -64,6 +68,61 @@ result forged $(devmem $((window + 4096 * 9)) 32)
 park counts
 '''
 
+# the same by the example program; the last two are errors
+POKE_SCRIPT = '''
+edu=$(grep -l 0x11e8 /sys/bus/pci/devices/*/device)
+edu=${edu%/device}
+edu=${edu##*/}
+poke() {
+    /hint-poke "$@" 2>&1
+}
+result identity $(poke $edu 0 0)
+poke $edu 0 4 0x1234
+result written $(poke $edu 0 4)
+poke -p $edu 0 4 0xabcd
+result posted $(poke $edu 0 4)
+# on the second vCPU
+result timed $(taskset 2 /hint-poke -n 1000 $edu 0 0)
+n=0
+while [ $n -lt 40 ]; do
+    poke $edu 0 4 $n
+    [ $(($(poke $edu 0 4) + n)) = 4294967295 ] || result wrong $n
+    n=$((n + 1))
+done
+result rounds $n
+result beyond $(poke $edu 0 0x100000)
+result nothing $(poke $edu 1 0)
+result usage $(poke -p $edu 0 0)
+park counts
+'''
+
+
+def hits_of_vcpus(vm):
+    """Return the hits in windows of each vCPU, by its number."""
+    numbers = {cpu['qom-path']: cpu['cpu-index']
+               for cpu in vm.cmd('query-cpus-fast')}
+    return {numbers[group['qom-path']]: stat['value']
+            for group in vm.cmd('query-stats', target='vcpu',
+                                providers=[{'provider': 'hotpath'}])
+            for stat in group['stats']
+            if stat['name'] == 'addr-hint-window-hits'}
+
+
+def poke_program():
+    """Compile the example for guests; return the program."""
+    source = ROOT / 'src' / 'contrib' / 'addr-hint' / 'hint-poke.c'
+    GUEST_DIR.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=GUEST_DIR) as tmp:
+        target = os.path.join(tmp, 'hint-poke')
+        done = subprocess.run(
+            ['gcc', '-O2', '-Wall', '-static', '-I',
+             str(ROOT / 'src' / 'include' / 'hw' / 'misc'), '-o', target,
+             str(source)], text=True, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise SetupError(f'{source} does not compile: {done.stderr}')
+        with open(target, 'rb') as program:
+            return program.read()
+
 
 class LinuxGuest(unittest.TestCase):
 
@@ -92,6 +151,35 @@ class LinuxGuest(unittest.TestCase):
         self.assertEqual(vm['addr-hint-registered'], 2)
         self.assertEqual(vm['addr-hint-refusals'], 1)
         self.assertEqual(vm['addr-hint-doorbell-writes'], 1)
+
+    def test_example(self):
+        """hint-poke, the reference driver in user space of a Linux guest."""
+        with Guest('addr-hint-poke', POKE_SCRIPT,
+                   files={'hint-poke': poke_program()}, smp=2,
+                   devices=('edu', 'addr-hint-pci')) as guest:
+            guest.wait_parked('counts')
+            vcpu, vm = guest.counters('vcpu'), guest.counters('vm')
+            of_vcpu = hits_of_vcpus(guest.vm)
+            guest.resume()
+            result = guest.finish()
+        self.assertEqual(result['identity'], '0x010000ed')
+        self.assertEqual(result['written'], '0xffffedcb')
+        self.assertEqual(result['posted'], '0xffff5432')
+        self.assertRegex(result['timed'], r'^1000 reads each: \d+ ns at the '
+                         r'address, \d+ ns by the hint$')
+        self.assertEqual(result['rounds'], '40')
+        self.assertNotIn('wrong', result.results)
+        self.assertIn('has no register at 0x100000', result['beyond'])
+        self.assertIn('has no register', result['nothing'])
+        self.assertIn('usage:', result['usage'])
+        # each run gives its hint back
+        self.assertEqual(vm['addr-hint-registered'], 0)
+        self.assertEqual(vm['addr-hint-registrations'], 6 + 80)
+        self.assertEqual(vm['addr-hint-doorbell-writes'], 1)
+        self.assertEqual(vcpu['addr-hint-window-hits'], 4 + 1000 + 80)
+        self.assertEqual(vcpu['addr-hint-window-stale'], 0)
+        self.assertGreaterEqual(of_vcpu[1], 1000)
+        self.assertLessEqual(of_vcpu[0], 4 + 80)
 
 
 if __name__ == '__main__':

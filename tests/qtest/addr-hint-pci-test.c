@@ -869,6 +869,62 @@ static void test_migrate_shared(void)
     dut_end(t);
 }
 
+/* Either side may have the transparent half or not; and back again */
+static void test_migrate_dispatch_hints(void)
+{
+    static const char *const sides[] = { "on", "off", "on" };
+    Dut *t = dut_start("", MIGRATED " -machine dispatch-hints=on"), *to;
+    uint64_t nic = nic_start(t, 6);
+    struct ahint hint = get_hint(t, nic, PAGE);
+
+    for (int i = 1; i < ARRAY_SIZE(sides); i++) {
+        g_autofree char *name = migrate_out(t);
+        g_autofree char *options = g_strdup_printf(
+            " -machine dispatch-hints=%s", sides[i]);
+        g_autofree char *error = NULL;
+
+        to = migrate_in(t, options, name, &error);
+        g_assert_cmpstr(error, ==, NULL);
+        unlink(name);
+        dut_end(t);
+        t = to;
+        qtest_qmp_assert_success(t->qts, "{ 'execute': 'cont' }");
+        window_writel(t, hint.window + NIC_VET, 0x4000 + i);
+        g_assert_cmphex(qtest_readl(t->qts, nic + NIC_VET), ==, 0x4000 + i);
+        g_assert_cmpint(vm_stat(t, "addr-hint-registered"), ==, 1);
+    }
+    dut_end(t);
+}
+
+/* A destination without the device takes nothing in */
+static void test_migrate_absent(void)
+{
+    Dut *t = dut_start("", MIGRATED);
+    g_autofree char *name = NULL;
+    g_autofree char *error = NULL;
+    g_autofree char *uri = NULL;
+    QTestState *to;
+
+    get_hint(t, nic_start(t, 6), PAGE);
+    name = migrate_out(t);
+    uri = g_strdup_printf("file:%s", name);
+    to = qtest_init("-machine pc -nodefaults -device edu,id=edu,addr=05.0 "
+                    MIGRATED "-incoming defer");
+    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming', "
+                             "'arguments': { 'uri': %s, "
+                             "'exit-on-error': false } }", uri);
+    error = migration_error(to);
+    g_assert_nonnull(error);
+    g_test_message("%s", error);
+    g_assert_nonnull(strstr(error, "addr-hint-pci"));
+    unlink(name);
+    qtest_quit(to);
+    /* nothing is lost: the source goes on */
+    qtest_qmp_assert_success(t->qts, "{ 'execute': 'cont' }");
+    g_assert_cmpint(vm_stat(t, "addr-hint-registered"), ==, 1);
+    dut_end(t);
+}
+
 /* A stream that says what no device can have saved */
 static void test_migrate_hostile(void)
 {
@@ -988,6 +1044,9 @@ int main(int argc, char **argv)
         qtest_add_data_func("/addr-hint-pci/migrate-twice", "twice",
                             test_migrate);
         qtest_add_func("/addr-hint-pci/migrate-shared", test_migrate_shared);
+        qtest_add_func("/addr-hint-pci/migrate-dispatch-hints",
+                       test_migrate_dispatch_hints);
+        qtest_add_func("/addr-hint-pci/migrate-absent", test_migrate_absent);
         qtest_add_func("/addr-hint-pci/migrate-hostile",
                        test_migrate_hostile);
     }

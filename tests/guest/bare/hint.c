@@ -57,6 +57,47 @@ static void use(struct ahint_device *dev)
     say("after_put", read32(WINDOW + hint.window));
 }
 
+/*
+ * KVM gathers writes to most registers of e1000 and does not exit for them.  An
+ * access by a hint must find them made, and not be overtaken by them.
+ */
+static void coalesced(struct ahint_device *dev)
+{
+    struct ahint hint = { 0 };
+    uint32_t wrong = 0;
+    uintptr_t hinted;
+
+    say("nic", ahint_get(dev, NIC, 4096, &hint));
+    hinted = WINDOW + hint.window + NIC_VET;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        write32(NIC + NIC_VET, i);
+        wrong += read32(hinted) != i;
+        write32(NIC + NIC_VET, ~i);
+        write32(hinted, i + 1);
+        wrong += read32(NIC + NIC_VET) != i + 1;
+    }
+    say("wrong_coalesced", wrong);
+    ahint_put(dev, hint.index);
+}
+
+/* A device that is called without the big lock, and takes eight bytes */
+static void lockless(struct ahint_device *dev)
+{
+    struct ahint hint = { 0 };
+    uint32_t wrong = 0;
+
+    say("hpet", ahint_get(dev, HPET, 1024, &hint));
+    say("hpet_id", read32(HPET));
+    for (uint32_t i = 0; i < COUNT; i++) {
+        wrong += read32(WINDOW + hint.window) != read32(HPET);
+        wrong += read32(WINDOW + hint.window + 4) != read32(HPET + 4);
+        write32(WINDOW + hint.window + 0x108, i);       /* a comparator */
+        wrong += read32(HPET + 0x108) != i;
+    }
+    say("wrong_lockless", wrong);
+    ahint_put(dev, hint.index);
+}
+
 static void refusals(struct ahint_device *dev)
 {
     struct ahint hint = { 0 };
@@ -133,6 +174,8 @@ PAYLOAD void payload(void)
     say("hints", dev.hints);
     say("doorbells", dev.doorbells);
     use(&dev);
+    coalesced(&dev);
+    lockless(&dev);
     refusals(&dev);
     doorbell(&dev);
     shared_doorbell(&dev);

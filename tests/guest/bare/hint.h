@@ -6,16 +6,20 @@
 #include "bare.h"
 #include "addr-hint-driver.h"
 
-/* slot 4: pci-testdev, 5: edu, 6: addr-hint-pci, 7: virtio-rng-pci */
+/* slot 4: pci-testdev, 5: edu, 6: addr-hint-pci, 7: virtio-rng-pci, 8: e1000 */
 #define TESTDEV 0xe0000000u
 #define EDU 0xe1000000u
 #define REGS 0xe2000000u
 #define BELLS 0xe2001000u
 #define WINDOW 0xe3000000u
 #define RNG 0xe4000000u         /* BAR 4 */
+#define NIC 0xe5000000u
+#define HPET 0xfed00000u
 
 #define EDU_ID 0x010000edu
 #define EDU_LIVENESS 4          /* reads as the complement of what is written */
+
+#define NIC_VET 0x38            /* reads as it was written; coalesced */
 
 #define COMMAND 0x04
 #define MEMORY 2
@@ -46,6 +50,8 @@ static inline int map_devices(struct ahint_device *dev)
     config_write(7, 0x20, RNG);
     config_write(7, 0x24, 0);
     config_write(7, COMMAND, MEMORY | MASTER);
+    config_write(8, 0x10, NIC);
+    config_write(8, COMMAND, MEMORY);
     dev->read = hint_read;
     dev->write = hint_write;
     dev->opaque = 0;
