@@ -72,7 +72,7 @@ class HotpathTop(unittest.TestCase):
         hits = [s for s in stats if s['name'] == 'addr-hint-hits']
         self.assertEqual(sorted(s['vcpu'] for s in hits), [0, 1])
         value = sum(s['value'] for s in hits)
-        self.assertTrue(low < value < high, (low, value, high))
+        self.assertTrue(low < value <= high, (low, value, high))
         rate = sum(s['rate_per_s'] for s in hits)
         self.assertTrue(0 < rate <= (high - low) / vms[0]['interval_s'])
         self.assertTrue(0.5 <= vms[0]['interval_s'] < elapsed_s)

@@ -90,6 +90,13 @@ class Numbers(unittest.TestCase):
             'zpipe-kicks-saved': 'zpipe', 'ondemand-map-traps':
             'ondemand-map', 'odd': 'odd'})
 
+    def test_names_are_text(self):
+        """What a VM calls itself or its statistics does not reach the
+        terminal as it is."""
+        self.assertEqual(top.printable('a\x1b[2Jb\nc\0'), 'a?[2Jb?c?')
+        state = top.sample(FakeVm('a', {'vm': {'x-\x1b[0m': 1}, 'vcpu': {}}))
+        self.assertEqual([s.name for s in state.stats.values()], ['x-?[0m'])
+
     def test_peak_of_vcpus(self):
         stats = [top.Stat('m-max', 'vcpu', f'/{i}', 'peak', i)
                  for i in (3, 9, 4)]
