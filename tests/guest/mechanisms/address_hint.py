@@ -58,6 +58,10 @@ def asked_did(results):
     return f'{results["rounds"]} writes and reads of edu (MMIO)'
 
 
+ASKED = {'payload': 'hintio', 'prefix': 'addr-hint', 'used': 'window-hits',
+         'did': asked_did, 'needs': 'dispatch-hints',
+         'off': {'devices': ('edu,addr=5.0',)},
+         'on': {'devices': ('edu,addr=5.0', 'addr-hint-pci,addr=6.0')}}
 BARE = {'payload': 'io', 'prefix': 'addr-hint', 'used': 'hits',
         'did': bare_did, 'on': ON, 'needs': 'dispatch-hints'}
 BARE_OPTIONS = {'defines': {'COUNT': 1000},
@@ -76,4 +80,7 @@ MECHANISMS = [
               options={**BARE_OPTIONS, 'accel': 'tcg'}),
     Mechanism(name='address hint, bare metal, KVM', **BARE,
               options={**BARE_OPTIONS, 'accel': 'kvm'}, possible=kvm_reason),
+    Mechanism(name='address hint asked for, bare metal, KVM', **ASKED,
+              options={'defines': {'COUNT': 1000}, 'accel': 'kvm'},
+              possible=kvm_reason),
 ]
