@@ -15,6 +15,8 @@
 #include "qobject/qdict.h"
 #include "vfio-tracking-util.h"
 
+#define ACPI_PCIHP_ADDR_ICH9    0x0cc0
+#define PCI_EJ_BASE             0x0008
 #define SERVER_START_S          20
 
 typedef struct Server {
@@ -92,6 +94,31 @@ static void test_blocked(gconstpointer option)
     server_stop(&server);
 }
 
+static void test_unplugged(void)
+{
+    g_autofree char *dev = NULL;
+    g_autofree char *args = NULL;
+    Server server;
+    TrackedVM vm;
+
+    server_start(&server, "a.sock", NULL);
+    dev = device(&server, "0.0", ",\"bus\":\"rp0\"");
+    args = g_strdup_printf("-device pcie-root-port,id=rp0,chassis=1 %s", dev);
+    tracked_vm_start(&vm, 0, args);
+    assert_migrate_refused(&vm, "does not migrate its state");
+
+    qtest_qmp_device_del_send(vm.qts, "dev");
+    /* the guest lets go */
+    qtest_outl(vm.qts, ACPI_PCIHP_ADDR_ICH9 + PCI_EJ_BASE, 1);
+    qtest_qmp_eventwait(vm.qts, "DEVICE_DELETED");
+    qtest_qmp_assert_success(vm.qts,
+        "{ 'execute': 'migrate', 'arguments': {"
+        "  'uri': 'exec:cat >/dev/null' } }");
+    tracked_vm_wait(&vm, "completed");
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -104,6 +131,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-user-tracking/blocked", NULL, test_blocked);
     qtest_add_data_func("/vfio-user-tracking/blocked-tracker", "track",
                         test_blocked);
+    qtest_add_func("/vfio-user-tracking/unplugged", test_unplugged);
 
     ret = g_test_run();
     g_rmdir(dir);
