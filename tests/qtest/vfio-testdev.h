@@ -1,0 +1,35 @@
+/*
+ * Registers of the DMA engines with which the tests play assigned devices
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The same registers are in BAR 0 of the fake VFIO device (vfio-fake.c) and of
+ * the vfio-user server (vfio-user-testdev.c).  All are 32 bits wide.
+ */
+
+#ifndef TESTS_QTEST_VFIO_TESTDEV_H
+#define TESTS_QTEST_VFIO_TESTDEV_H
+
+#define TESTDEV_VENDOR      0x1234
+#define TESTDEV_DEVICE      0x0d3a
+
+#define TESTDEV_ADDR_LO     0x00    /* first byte to write */
+#define TESTDEV_ADDR_HI     0x04
+#define TESTDEV_LEN         0x08    /* number of bytes */
+#define TESTDEV_FILL        0x0c    /* the byte; vector for TESTDEV_CMD_IRQ */
+#define TESTDEV_CMD         0x10    /* write: do it now */
+#define TESTDEV_STATUS      0x14    /* 0, or the negative errno */
+#define TESTDEV_COUNT       0x18    /* commands so far */
+
+enum {
+    TESTDEV_CMD_DMA = 1,        /* write as hardware does */
+    TESTDEV_CMD_MESSAGE = 2,    /* vfio-user: write by VFIO_USER_DMA_WRITE */
+    TESTDEV_CMD_READ = 3,       /* vfio-user: sum by VFIO_USER_DMA_READ */
+    TESTDEV_CMD_IRQ = 4,        /* trigger an MSI-X vector */
+};
+
+#define TESTDEV_VECTORS     4
+
+#endif

@@ -1,0 +1,222 @@
+/*
+ * Helpers of the tests of write tracking
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include "libqtest.h"
+#include "libqos/pci-pc.h"
+#include "qemu/cutils.h"
+#include "qobject/qdict.h"
+#include "vfio-tracking-util.h"
+
+#define WAIT_S 60
+
+static GRand *rnd;
+
+void tracked_init_random(void)
+{
+    const char *given = g_getenv("HOTPATH_SEED");
+    unsigned seed = g_random_int();
+
+    if (given) {
+        g_assert_cmpint(qemu_strtoui(given, NULL, 0, &seed), ==, 0);
+    }
+    rnd = g_rand_new_with_seed(seed);
+    g_test_message("HOTPATH_SEED=%u", seed);
+}
+
+uint32_t tracked_random(uint32_t limit)
+{
+    return g_rand_int_range(rnd, 0, limit);
+}
+
+void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
+{
+    memset(vm, 0, sizeof(*vm));
+    vm->qts = qtest_initf("-M q35,memory-backend=ram -m %d -nodefaults "
+                          "-object memory-backend-memfd,id=ram,size=%dM,"
+                          "share=on %s", VM_RAM_MIB, VM_RAM_MIB, args);
+    vm->bus = qpci_new_pc(vm->qts, NULL);
+    if (devfn) {
+        vm->dev = qpci_device_find(vm->bus, devfn);
+        g_assert_nonnull(vm->dev);
+        qpci_device_enable(vm->dev);
+        vm->bar = qpci_iomap(vm->dev, 0, NULL);
+    }
+}
+
+void tracked_vm_stop(TrackedVM *vm)
+{
+    g_free(vm->dev);
+    qpci_free_pc(vm->bus);
+    qtest_quit(vm->qts);
+}
+
+int tracked_vm_command(TrackedVM *vm, uint32_t cmd, uint64_t addr,
+                       uint32_t len, uint32_t fill)
+{
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_ADDR_LO, addr);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_ADDR_HI, addr >> 32);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_LEN, len);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_FILL, fill);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_CMD, cmd);
+    return qpci_io_readl(vm->dev, vm->bar, TESTDEV_STATUS);
+}
+
+void tracked_vm_scribble(TrackedVM *vm, uint32_t cmd, unsigned writes)
+{
+    for (unsigned i = 0; i < writes; i++) {
+        uint32_t len = 1 + tracked_random(3 * VM_PAGE);
+        uint32_t addr = VM_DMA_START +
+                        tracked_random(VM_DMA_END - VM_DMA_START - len);
+
+        g_assert_cmpint(tracked_vm_command(vm, cmd, addr, len,
+                                           tracked_random(256)), ==, 0);
+    }
+}
+
+void tracked_vm_fill(TrackedVM *vm)
+{
+    qtest_memset(vm->qts, VM_DMA_START, 0x11, VM_DMA_END - VM_DMA_START);
+}
+
+/* ----------------------------------------------------------- the migration */
+
+void tracked_vm_migrate(TrackedVM *vm, const char *path)
+{
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'pause-before-switchover',"
+        "                      'state': true },"
+        "                    { 'capability': 'events', 'state': true } ] } }");
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': %d, 'downtime-limit': 1 } }", 64 << 20);
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+}
+
+static QDict *query(TrackedVM *vm)
+{
+    return qtest_qmp_assert_success_ref(vm->qts,
+                                        "{ 'execute': 'query-migrate' }");
+}
+
+void tracked_vm_wait(TrackedVM *vm, const char *wanted)
+{
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        QDict *state = query(vm);
+        const char *status = qdict_get_try_str(state, "status");
+
+        if (!g_strcmp0(status, wanted)) {
+            qobject_unref(state);
+            return;
+        }
+        if (!g_strcmp0(status, "failed") || !g_strcmp0(status, "completed")) {
+            g_error("migration %s while waiting for %s: %s", status, wanted,
+                    qdict_get_try_str(state, "error-desc"));
+        }
+        qobject_unref(state);
+        g_usleep(20 * 1000);
+    }
+    g_error("no migration status %s within %d s", wanted, WAIT_S);
+}
+
+void tracked_vm_wait_first_pass(TrackedVM *vm)
+{
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        QDict *state = query(vm);
+        const char *status = qdict_get_try_str(state, "status");
+        QDict *ram = qdict_get_qdict(state, "ram");
+        bool over = !g_strcmp0(status, "pre-switchover") ||
+                    (ram && qdict_get_int(ram, "dirty-sync-count") >= 2);
+
+        g_assert_cmpstr(status, !=, "failed");
+        qobject_unref(state);
+        if (over) {
+            return;
+        }
+        g_usleep(20 * 1000);
+    }
+    g_error("the first pass was not over within %d s", WAIT_S);
+}
+
+void tracked_vm_wait_switchover(TrackedVM *vm)
+{
+    /* with every page dirty for ever, it converges in no other way */
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'downtime-limit': 60000 } }");
+    tracked_vm_wait(vm, "pre-switchover");
+}
+
+void tracked_vm_finish(TrackedVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0 } }");
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-continue', 'arguments': {"
+        "  'state': 'pre-switchover' } }");
+    tracked_vm_wait(vm, "completed");
+}
+
+char *tracked_vm_wait_failed(TrackedVM *vm)
+{
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        QDict *state = query(vm);
+        const char *status = qdict_get_try_str(state, "status");
+        char *why = g_strdup(qdict_get_try_str(state, "error-desc"));
+        bool failed = !g_strcmp0(status, "failed");
+
+        g_assert_cmpstr(status, !=, "completed");
+        qobject_unref(state);
+        if (failed) {
+            return why;
+        }
+        g_free(why);
+        g_usleep(20 * 1000);
+    }
+    g_error("the migration did not fail within %d s", WAIT_S);
+}
+
+/* -------------------------------------------------------------- comparison */
+
+static char *save_ram(TrackedVM *vm, const char *dir, const char *name)
+{
+    g_autofree char *path = g_strdup_printf("%s/%s", dir, name);
+    GError *err = NULL;
+    char *data;
+    size_t len;
+
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'pmemsave', 'arguments': {"
+        "  'val': %d, 'size': %d, 'filename': %s } }",
+        VM_DMA_START, VM_DMA_END - VM_DMA_START, path);
+    g_file_get_contents(path, &data, &len, &err);
+    g_assert_no_error(err);
+    g_assert_cmpint(len, ==, VM_DMA_END - VM_DMA_START);
+    g_remove(path);
+    return data;
+}
+
+unsigned tracked_vm_differences(TrackedVM *a, TrackedVM *b, const char *dir)
+{
+    g_autofree char *ram_a = save_ram(a, dir, "a");
+    g_autofree char *ram_b = save_ram(b, dir, "b");
+    unsigned count = 0;
+
+    for (size_t i = 0; i < VM_DMA_END - VM_DMA_START; i += VM_PAGE) {
+        if (memcmp(ram_a + i, ram_b + i, VM_PAGE)) {
+            count++;
+        }
+    }
+    return count;
+}

@@ -1,0 +1,65 @@
+/*
+ * Helpers of the tests of write tracking: a VM with a device that writes its
+ * memory, migrated by way of a file
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TESTS_QTEST_VFIO_TRACKING_UTIL_H
+#define TESTS_QTEST_VFIO_TRACKING_UTIL_H
+
+#include "libqtest.h"
+#include "libqos/pci.h"
+#include "vfio-testdev.h"
+
+#define VM_RAM_MIB      64
+/* Where devices write: behind what firmware, BARs and ACPI use. */
+#define VM_DMA_START    (1 * 1024 * 1024)
+#define VM_DMA_END      (VM_RAM_MIB * 1024 * 1024)
+#define VM_PAGE         4096
+
+typedef struct TrackedVM {
+    QTestState *qts;
+    QPCIBus *bus;
+    QPCIDevice *dev;            /* with the registers of vfio-testdev.h */
+    QPCIBar bar;
+} TrackedVM;
+
+/* Seed from HOTPATH_SEED or the clock, printed. */
+void tracked_init_random(void);
+uint32_t tracked_random(uint32_t limit);
+
+/*
+ * Start a q35 with its RAM in a shared memory file.  @devfn finds the DMA
+ * engine, 0 is for a VM without one.
+ */
+void tracked_vm_start(TrackedVM *vm, int devfn, const char *args);
+void tracked_vm_stop(TrackedVM *vm);
+
+/* Run a command of the DMA engine; returns its status. */
+int tracked_vm_command(TrackedVM *vm, uint32_t cmd, uint64_t addr,
+                       uint32_t len, uint32_t fill);
+/* Let the engine write random bytes at random places. */
+void tracked_vm_scribble(TrackedVM *vm, uint32_t cmd, unsigned writes);
+/* Give RAM contents, so that there is something to migrate. */
+void tracked_vm_fill(TrackedVM *vm);
+
+/* Begin to migrate to @path, slowly, with a stop before the switchover. */
+void tracked_vm_migrate(TrackedVM *vm, const char *path);
+/* Wait for a status; "failed" and "completed" end the wait with an error. */
+void tracked_vm_wait(TrackedVM *vm, const char *status);
+/* Wait until each page was sent once. */
+void tracked_vm_wait_first_pass(TrackedVM *vm);
+/* Let it converge, and wait for the stop before the switchover. */
+void tracked_vm_wait_switchover(TrackedVM *vm);
+/* Go on after the stop before the switchover, and wait for the end. */
+void tracked_vm_finish(TrackedVM *vm);
+/* The error of a migration that failed; must be freed with g_free(). */
+char *tracked_vm_wait_failed(TrackedVM *vm);
+
+/* How many pages of the DMA area differ between the two VMs? */
+unsigned tracked_vm_differences(TrackedVM *a, TrackedVM *b, const char *dir);
+
+#endif
