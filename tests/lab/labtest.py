@@ -27,7 +27,7 @@ from lab import (GuestFailure, Lab, LabError,               # noqa: E402,F401
                  LabHung)
 from hotpath_paths import note                              # noqa: E402
 
-TEST_LIMIT_S = 180
+TEST_LIMIT_S = 360
 
 _labs = {}
 

@@ -41,8 +41,9 @@ class Interrupts(traffic.TrafficTest):
                 after = self.counts(address)
                 guest.resume()
                 here = after[cpu] - before[cpu]
-                other = after[1 - cpu] - before[1 - cpu]
-                self.assertGreater(here, 50, (before, after))
+                other = sum(after.values()) - sum(before.values()) - here
+                # moderated: the slower the host, the fewer they are
+                self.assertGreater(here, 4 * STRAY, (before, after))
                 self.assertLessEqual(other, STRAY, (before, after))
             guest.finish()
 
@@ -74,7 +75,7 @@ class Interrupts(traffic.TrafficTest):
             self.lab.move_thread(guest.vcpu_threads()[0], 1)
             self.lab.online(1, False)
             try:
-                self.assertEqual(list(self.lab.ipis()['RES']), [0])
+                self.assertNotIn(1, self.lab.ipis()['RES'])
                 guest.resume()
                 self.assertEqual(guest.finish()['still'], 'here')
             finally:

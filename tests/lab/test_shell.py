@@ -13,7 +13,7 @@ from pathlib import Path
 import labtest
 
 SHELL = Path(__file__).resolve().parent / 'shell'
-STEP_LIMIT_S = 90
+STEP_LIMIT_S = 180
 
 
 class Terminal:
