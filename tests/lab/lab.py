@@ -542,7 +542,8 @@ class LabGuest(GuestProtocol):
             f'inner guest {self.name}: {why}\n  results so far: '
             f'{self.results}\n  last lines of its console ({self.console}):\n'
             f'{console_tail(self.console)}\n  its vCPUs:\n'
-            f'{self._registers()}\n  its QEMU said:\n'
+            f'{self._registers()}\n  events of its QEMU:\n'
+            f'{self._events()}\n  its QEMU said:\n'
             f'{self._qemu_state()}\n  the emulated host said:\n'
             f'{console_tail(self.lab.folder / "console.log", 10)}')
 
@@ -562,6 +563,15 @@ class LabGuest(GuestProtocol):
             f'for t in /proc/{self.pid}/task/*; do\n'
             '    echo "thread $(cat $t/comm), $(grep State $t/status):"\n'
             '    head -n 8 $t/stack\ndone')[1]
+
+    def _events(self):
+        """What it told by QMP and nobody asked for: why it ended, for one."""
+        try:
+            events = self.vm.get_events()
+        except Exception as err:        # as in _registers()
+            return f'    ({err.__class__.__name__})'
+        return '\n'.join(f'    {e["event"]} {e.get("data", "")}'
+                         for e in events[-5:])
 
     def _registers(self):
         """Twice the registers: a vCPU that spins is told from one that waits.
