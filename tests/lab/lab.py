@@ -465,20 +465,22 @@ class LabGuest(GuestProtocol):
     @vm: with cmd(), to the inner QEMU's QMP
     """
 
-    def __init__(self, lab, name, script, *, devices=(), args=(), smp=1,
+    def __init__(self, lab, name, script, *, devices=(), args=(), smp=None,
                  mem='256M', machine='q35', append='', files=None,
                  timeout=GUEST_LIMIT_S, log=''):
         """
         @script: shell text, see tests/guest/init; None: no kernel, to be an
                  incoming migration's destination
         @devices: values for -device
+        @smp: its vCPUs, by default LAB_GUEST_SMP or 1
         @log: trace events of the inner QEMU, separated by commas
         """
         super().__init__()
         self.lab, self.name, self.timeout = lab, name, timeout
         self._script, self._files = script, dict(files or {})
         self._devices, self._args = list(devices), list(args)
-        self._smp, self._mem, self._machine = smp, mem, machine
+        self._smp = smp or int(os.environ.get('LAB_GUEST_SMP', '1'))
+        self._mem, self._machine = mem, machine
         self._append, self._trace = append, log
         self.slot = self.vm = self._conn = self._deadline = self.pid = None
         self._console_start = 0

@@ -49,8 +49,8 @@ class Interrupts(traffic.TrafficTest):
 
     def test_moving_a_running_vcpu_costs_ipis(self):
         """And the thread of the vCPU runs where it was put."""
-        with self.lab.guest('moved-vcpu', 'park ready\nwhile :; do :; done'
-                            ) as guest:
+        with self.lab.guest('moved-vcpu', 'park ready\nwhile :; do :; done',
+                            smp=1) as guest:
             guest.wait_parked('ready')
             guest.resume()
             thread, = guest.vcpu_threads()
