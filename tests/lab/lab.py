@@ -41,10 +41,13 @@ from image import prepare                                   # noqa: E402
 from initramfs import extra_archive                         # noqa: E402
 
 SLOTS = 3
-BOOT_LIMIT_S = 60
-GUEST_LIMIT_S = 90
-QMP_LIMIT_S = 30
-ANSWER_SLACK_S = 15     # for the agent to come back after a command's limit
+# Limits are for what hangs, so that it ends; a loaded machine is five times
+# slower than an idle one.
+BOOT_SILENCE_S = 60     # without a word on the console
+GUEST_LIMIT_S = 180
+RUN_LIMIT_S = 60
+QMP_LIMIT_S = 60
+ANSWER_SLACK_S = 30     # for the agent to come back after a command's limit
 STALL = re.compile(r'rcu.*(stall|starved)|soft lockup|BUG: workqueue lockup|'
                    r'blocked for more than', re.I)
 PANIC = re.compile(r'(Kernel panic[^\n]*|BUG: [^\n]*|Oops[^\n]*|'
@@ -167,8 +170,10 @@ class Lab:
             '-smp', str(self._smp), '-m', self._mem,
             '-L', '/usr/share/seabios', '-L', '/usr/share/qemu',
             '-kernel', str(image.kernel.image), '-initrd', str(image.initrd),
+            # no_timer_check: whether the timer ticks in time depends on us
             '-append', ' '.join((
-                'console=ttyS0 panic=-1 printk.time=1', parameters,
+                'console=ttyS0 panic=-1 printk.time=1 no_timer_check',
+                parameters,
                 'quiet lab=shell' if interactive else '', self._append)),
             '-d', 'cpu_reset,guest_errors', '-D',
             str(self.folder / 'cpu.log'),
@@ -216,7 +221,7 @@ class Lab:
                     self.command(image, self._tmp), stderr=log, stdout=log,
                     stdin=subprocess.DEVNULL)
             self._agent = self.connect('agent')
-            self._wait_ready(time.monotonic() + BOOT_LIMIT_S)
+            self._wait_ready()
         except BaseException:
             self.close()
             raise
@@ -263,8 +268,15 @@ class Lab:
                         + console_tail(self.folder / 'qemu.log')) from None
                 time.sleep(0.05)
 
-    def _wait_ready(self, deadline):
-        line = self._read_line(deadline)
+    def _wait_ready(self):
+        said, deadline = -1, 0
+        while not select.select([self._agent], [], [], 0.2)[0]:
+            size = len(self._log('console'))
+            if size != said:
+                said, deadline = size, time.monotonic() + BOOT_SILENCE_S
+            elif time.monotonic() > deadline:
+                raise LabHung(f'no word for {BOOT_SILENCE_S} s')
+        line = self._read_line(time.monotonic() + ANSWER_SLACK_S)
         if not line.startswith('READY'):
             raise LabHung(f'the agent said {line!r}')
 
@@ -314,7 +326,7 @@ class Lab:
             line += self._read(1, deadline)
         return line.decode(errors='replace').strip()
 
-    def attempt(self, script, limit_s=30):
+    def attempt(self, script, limit_s=RUN_LIMIT_S):
         """Run shell text in the emulated host; return (status, output)."""
         self._count += 1
         text = script.encode() + b'\n'
@@ -330,7 +342,7 @@ class Lab:
         output = self._read(int(words[3]), deadline).decode(errors='replace')
         return int(words[2]), output
 
-    def run(self, script, limit_s=30):
+    def run(self, script, limit_s=RUN_LIMIT_S):
         """Run shell text in the emulated host; return its output, stripped.
 
         Raises LabError when its last command failed or the time was over.
@@ -453,20 +465,22 @@ class LabGuest(GuestProtocol):
     @vm: with cmd(), to the inner QEMU's QMP
     """
 
-    def __init__(self, lab, name, script, *, devices=(), args=(), smp=1,
+    def __init__(self, lab, name, script, *, devices=(), args=(), smp=None,
                  mem='256M', machine='q35', append='', files=None,
                  timeout=GUEST_LIMIT_S, log=''):
         """
         @script: shell text, see tests/guest/init; None: no kernel, to be an
                  incoming migration's destination
         @devices: values for -device
+        @smp: its vCPUs, by default LAB_GUEST_SMP or 1
         @log: trace events of the inner QEMU, separated by commas
         """
         super().__init__()
         self.lab, self.name, self.timeout = lab, name, timeout
         self._script, self._files = script, dict(files or {})
         self._devices, self._args = list(devices), list(args)
-        self._smp, self._mem, self._machine = smp, mem, machine
+        self._smp = smp or int(os.environ.get('LAB_GUEST_SMP', '1'))
+        self._mem, self._machine = mem, machine
         self._append, self._trace = append, log
         self.slot = self.vm = self._conn = self._deadline = self.pid = None
         self._console_start = 0
@@ -530,7 +544,8 @@ class LabGuest(GuestProtocol):
             f'inner guest {self.name}: {why}\n  results so far: '
             f'{self.results}\n  last lines of its console ({self.console}):\n'
             f'{console_tail(self.console)}\n  its vCPUs:\n'
-            f'{self._registers()}\n  its QEMU said:\n'
+            f'{self._registers()}\n  events of its QEMU:\n'
+            f'{self._events()}\n  its QEMU said:\n'
             f'{self._qemu_state()}\n  the emulated host said:\n'
             f'{console_tail(self.lab.folder / "console.log", 10)}')
 
@@ -550,6 +565,15 @@ class LabGuest(GuestProtocol):
             f'for t in /proc/{self.pid}/task/*; do\n'
             '    echo "thread $(cat $t/comm), $(grep State $t/status):"\n'
             '    head -n 8 $t/stack\ndone')[1]
+
+    def _events(self):
+        """What it told by QMP and nobody asked for: why it ended, for one."""
+        try:
+            events = self.vm.get_events()
+        except Exception as err:        # as in _registers()
+            return f'    ({err.__class__.__name__})'
+        return '\n'.join(f'    {e["event"]} {e.get("data", "")}'
+                         for e in events[-5:])
 
     def _registers(self):
         """Twice the registers: a vCPU that spins is told from one that waits.
@@ -607,7 +631,7 @@ class LabGuest(GuestProtocol):
         """End the inner QEMU at once, as a crash would."""
         self.lab.attempt(f'kill -KILL {self.pid}')
 
-    def wait_exit(self, limit_s=20):
+    def wait_exit(self, limit_s=RUN_LIMIT_S):
         """Wait until the inner QEMU is gone."""
         status, _ = self.lab.attempt(
             f'while kill -0 {self.pid} 2>/dev/null; do usleep 50000; done',

@@ -13,6 +13,7 @@ stall, or its agent is silent) is run once more on a new one; that is counted
 and told.  Nothing else is repeated.
 """
 import atexit
+import contextlib
 import functools
 import signal
 import sys
@@ -26,7 +27,7 @@ from lab import (GuestFailure, Lab, LabError,               # noqa: E402,F401
                  LabHung)
 from hotpath_paths import note                              # noqa: E402
 
-TEST_LIMIT_S = 180
+TEST_LIMIT_S = 360
 
 _labs = {}
 
@@ -61,30 +62,38 @@ def _late(*_):
     raise TestTimeout(f'not ended within {TEST_LIMIT_S} s')
 
 
+@contextlib.contextmanager
+def time_limit():
+    """Raise TestTimeout in what takes longer than a test may."""
+    before = signal.signal(signal.SIGALRM, _late)
+    try:
+        signal.alarm(TEST_LIMIT_S)
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def bounded(method):
     """Give a test its time limit, and a second try when the host hung."""
     @functools.wraps(method)
     def wrapper(self):
-        before = signal.signal(signal.SIGALRM, _late)
         try:
-            signal.alarm(TEST_LIMIT_S)
-            method(self)
-        except LabHung as hung:
-            signal.alarm(0)
-            self.doCleanups()
-            note(f'{self.id()}: the emulated host hung ({hung}), the test '
-                 'was run once more')
-            self.lab.note_retry(str(hung))
-            self.lab.__enter__()
-            signal.alarm(TEST_LIMIT_S)
-            try:
+            with time_limit():
                 method(self)
-            except LabHung as again:
-                raise LabError(f'the emulated host hung twice: {again}') \
-                    from None
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+            return
+        except LabHung as hung:
+            why = str(hung)
+        self.doCleanups()
+        note(f'{self.id()}: the emulated host hung ({why}), the test was run '
+             'once more')
+        self.lab.note_retry(why)
+        self.lab.__enter__()
+        try:
+            with time_limit():
+                method(self)
+        except LabHung as again:
+            raise LabError(f'the emulated host hung twice: {again}') from None
     return wrapper
 
 

@@ -49,6 +49,15 @@ class Hang(labtest.LabTest):
             report = self.report_of(guest.wait_done)
             self.assertIn('its QEMU has ended before "DONE"', report)
 
+    def test_guest_that_resets(self):
+        """Which ends its QEMU; the report tells that this was the reason."""
+        with self.lab.guest('resets', 'park ready\nreboot -f') as guest:
+            guest.wait_parked('ready')
+            guest.resume()
+            report = self.report_of(guest.wait_done)
+        self.assertIn('its QEMU has ended before "DONE"', report)
+        self.assertRegex(report, 'SHUTDOWN .*guest-reset')
+
     def test_emulated_host(self):
         """It is started again once, and that is counted and told."""
         notes, tries = [], []

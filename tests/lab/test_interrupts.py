@@ -41,15 +41,16 @@ class Interrupts(traffic.TrafficTest):
                 after = self.counts(address)
                 guest.resume()
                 here = after[cpu] - before[cpu]
-                other = after[1 - cpu] - before[1 - cpu]
-                self.assertGreater(here, 50, (before, after))
+                other = sum(after.values()) - sum(before.values()) - here
+                # moderated: the slower the host, the fewer they are
+                self.assertGreater(here, 4 * STRAY, (before, after))
                 self.assertLessEqual(other, STRAY, (before, after))
             guest.finish()
 
     def test_moving_a_running_vcpu_costs_ipis(self):
         """And the thread of the vCPU runs where it was put."""
-        with self.lab.guest('moved-vcpu', 'park ready\nwhile :; do :; done'
-                            ) as guest:
+        with self.lab.guest('moved-vcpu', 'park ready\nwhile :; do :; done',
+                            smp=1) as guest:
             guest.wait_parked('ready')
             guest.resume()
             thread, = guest.vcpu_threads()
@@ -74,7 +75,7 @@ class Interrupts(traffic.TrafficTest):
             self.lab.move_thread(guest.vcpu_threads()[0], 1)
             self.lab.online(1, False)
             try:
-                self.assertEqual(list(self.lab.ipis()['RES']), [0])
+                self.assertNotIn(1, self.lab.ipis()['RES'])
                 guest.resume()
                 self.assertEqual(guest.finish()['still'], 'here')
             finally:

@@ -35,7 +35,6 @@ class Migration(labtest.LabTest):
                    'virtio-net-pci,netdev=n0,romfile=']
         args = ['-object', 'rng-random,id=rng,filename=/dev/urandom',
                 '-netdev', 'user,id=n0,restrict=on']
-        # One vCPU: with two, the emulated host ends in a triple fault at times.
         with self.lab.guest('source', SCRIPT, devices=devices,
                             args=args) as source:
             source.wait_parked('ready')
