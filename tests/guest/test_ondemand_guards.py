@@ -99,17 +99,22 @@ class Guards(unittest.TestCase):
         self.assertIn('An ondemand-policy cannot be used together with '
                       'assigned devices', said)
 
-    def test_window(self):
-        """The same with ondemand-mem-pci, in both orders."""
-        objects = ('-M', 'q35', '-object', 'ondemand-policy,id=pol', '-object',
-                   'memory-backend-ram,id=ram,size=1M')
-        window = json.dumps({'driver': 'ondemand-mem-pci', 'id': 'window',
-                             'policy': 'pol', 'memdev': 'ram'})
-        assigned = json.dumps(self.assigned())
-        said = self.error_of(*objects, '-device', window, '-device', assigned)
+    # The same with ondemand-mem-pci
+    objects = ('-M', 'q35', '-object', 'ondemand-policy,id=pol', '-object',
+               'memory-backend-ram,id=ram,size=1M')
+    window = json.dumps({'driver': 'ondemand-mem-pci', 'id': 'window',
+                         'policy': 'pol', 'memdev': 'ram'})
+
+    def test_window_first(self):
+        said = self.error_of(*self.objects, '-device', self.window, '-device',
+                             json.dumps(self.assigned()))
         self.assertIn("while '/machine/peripheral/window' has an "
                       'ondemand-policy', said)
-        said = self.error_of(*objects, '-device', assigned, '-device', window)
+
+    def test_window_second(self):
+        said = self.error_of(*self.objects, '-device',
+                             json.dumps(self.assigned()), '-device',
+                             self.window)
         self.assertIn('An ondemand-policy cannot be used together with '
                       'assigned devices', said)
 

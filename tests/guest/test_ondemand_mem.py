@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ondemand-mem-pci: a window that is filled and mapped on demand, in guests."""
 import os
+import re
+import socket
+import struct
 import subprocess
+import tempfile
 import unittest
+from pathlib import Path
 
-from bare_metal import BareGuest, build_image, kvm_probe
+from bare_metal import BareGuest, build_image, kvm_probe, run_bare
 from guest import Guest, hotpath_counters, is_base_build
 from hotpath_paths import qemu_binary, report_dir
 from ondemand_guest import MIB, SCRIPT, SIZE, device_options, make_file
@@ -166,6 +171,40 @@ class BareGuests(unittest.TestCase):
         self.assertEqual(status, 'running')
         return results, found
 
+    def check_race(self, accel):
+        """Two processors write while granules are filled and chunks mapped."""
+        name = f'bare-race-{accel}'
+        path = make_file(report_dir('guest', name), MIB)
+        self.addCleanup(path.unlink)
+        words = list(struct.unpack(f'<{MIB // 4}I', path.read_bytes()))
+        for number in range(len(words)):
+            if number % 8 < 2:
+                words[number] = number * 0x9e3779b1 & 0xffffffff
+        checksum = 0
+        for word in words:
+            checksum = (checksum << 5 | checksum >> 27) + word & 0xffffffff
+        for policy in ('threshold=50,granule=4k,chunks=16',
+                       'threshold=1,granule=4k,chunks=256',
+                       'threshold=3000,granule=64k,chunks=4',
+                       'threshold=auto,granule=8k'):
+            found = {}
+            results = run_bare(
+                'race', name=name, accel=accel, smp=2,
+                devices=('ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,'
+                         f'file={path}',),
+                args=('-object', f'ondemand-policy,id=pol,{policy}'),
+                at_end=lambda g: found.update(hotpath_counters(g.vm, 'vm')))
+            self.assertEqual(results['errors'], 0, policy)
+            self.assertEqual(results['checksum'], checksum, policy)
+            self.assertGreater(found['ondemand-map-maps'], 0, policy)
+
+    def test_race_tcg(self):
+        self.check_race('tcg')
+
+    def test_race_kvm(self):
+        self.need_kvm()
+        self.check_race('kvm')
+
     def check_forced(self, accel):
         """Code is mapped long before the threshold."""
         _, counts = self.run_payload(accel, 'threshold=1000000000')
@@ -199,6 +238,51 @@ class BareGuests(unittest.TestCase):
     def test_threshold_kvm(self):
         self.need_kvm()
         self.check_threshold('kvm')
+
+    def gdb(self, conn, packet):
+        """Send a packet of gdb's protocol; return the answer."""
+        data = packet.encode()
+        conn.sendall(b'$%s#%02x' % (data, sum(data) & 0xff))
+        answer = b''
+        while not re.search(rb'\$[^#]*#..', answer):
+            more = conn.recv(4096)
+            self.assertTrue(more, f'gdb server is gone after "{packet}"')
+            answer += more
+        conn.sendall(b'+')
+        return re.search(rb'\$([^#]*)#', answer)[1].decode()
+
+    def test_debugger(self):
+        """It writes to what is cold, and does not count."""
+        folder = report_dir('guest', 'bare-debugger')
+        path = make_file(folder, MIB)
+        self.addCleanup(path.unlink)
+        socket_path = tempfile.mktemp(prefix='hotgdb-', dir='/tmp')
+        self.addCleanup(lambda: Path(socket_path).unlink(missing_ok=True))
+        image = build_image('ondemand', {'READS': 0, 'HAMMER': 0})
+        with BareGuest('bare-debugger', image, devices=(
+                'ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,'
+                f'file={path}',), args=(
+                    '-object', 'ondemand-policy,id=pol,threshold=1000000000',
+                    '-gdb', f'unix:path={socket_path},server=on,wait=off')
+                       ) as guest:
+            guest.wait_end()
+            before = hotpath_counters(guest.vm, 'vm')
+            with socket.socket(socket.AF_UNIX) as conn:
+                conn.settimeout(20)
+                conn.connect(socket_path)
+                self.assertEqual(self.gdb(conn, 'Me0080002,4:11223344'), 'OK')
+                self.assertEqual(self.gdb(conn, 'me0080001,6')[2:10],
+                                 '11223344')
+                self.assertEqual(self.gdb(conn, 'D'), 'OK')
+            said = guest.vm.cmd('human-monitor-command',
+                                command_line='xp /4xb 0xe0080002')
+            self.assertIn('0x11 0x22 0x33 0x44', said)
+            after = hotpath_counters(guest.vm, 'vm')
+        self.assertEqual(after['ondemand-map-maps'],
+                         before['ondemand-map-maps'])
+        # the one of the monitor
+        self.assertEqual(after['ondemand-map-traps'] - 1,
+                         before['ondemand-map-traps'])
 
     def test_hammer_tcg(self):
         self.check_hammer('tcg')
