@@ -16,7 +16,7 @@ from ondemand_guest import (MIB, SCRIPT, device_options,        # noqa: E402
                             make_file)
 
 SERIES = ROOT / 'build' / 'out'
-REPEATS = 5
+REPEATS = 3
 GIB = 1024 * MIB
 READS = 300000
 
@@ -68,7 +68,8 @@ def plain_options(policy, path, size, memory):
 
 def run_guest(name, script, options):
     """Return (results, counts, info) of a guest."""
-    with Guest(f'bench-{name}', script, timeout=600,
+    # the kernel's test of the timer fails where the host has little time
+    with Guest(f'bench-{name}', script, timeout=600, append='no_timer_check',
                qemu=SERIES / 'qemu-system-x86_64', **options) as guest:
         guest.wait_parked('counts')
         info, = guest.vm.cmd('query-ondemand-map')
@@ -160,8 +161,8 @@ def run(say):
             say(f'commits, {chunks} chunks, {turn + 1} of {REPEATS}')
             commits.setdefault(chunks, []).append(
                 measure_commits(folder, chunks))
-        for case, setup in CASES.items() if turn < 3 else ():
-            say(f'Zipf, {case}, {turn + 1} of 3')
+        for case, setup in CASES.items():
+            say(f'Zipf, {case}, {turn + 1} of {REPEATS}')
             zipf.setdefault(case, []).append(measure_zipf(folder, *setup))
     return {
         'name': 'ondemand-mem',

@@ -12,15 +12,18 @@ from cxl_guest import guest_program
 MIB = 1024 * 1024
 SIZE = 16 * MIB
 
-# The device is on slot 0x10; report KEY ARGUMENTS: what cxlmem prints
+# The device, or what takes its place, is on slot 0x10; report KEY ARGUMENTS:
+# what cxlmem prints
 SCRIPT = '''
 dev=/sys/bus/pci/devices/0000:00:10.0
 echo 1 >$dev/enable || exit 20
+window=$dev/resource0
+[ -e $dev/resource2 ] && window=$dev/resource2      # ivshmem-plain
 report()
 {
     key=$1
     shift
-    said=$(cxlmem $dev/resource0 "$@") || { result failed "$key: $said"; exit 30; }
+    said=$(cxlmem $window "$@") || { result failed "$key: $said"; exit 30; }
     result $key $said
 }
 '''
@@ -38,7 +41,15 @@ def make_file(folder, size=SIZE):
 
 def device_options(policy, path, more=''):
     """Return the options of a Guest with the device on slot 0x10."""
-    return {'devices': (f'ondemand-mem-pci,id=mem0,addr=10.0,policy=pol,'
+    return {'devices': ('ondemand-mem-pci,id=mem0,addr=10.0,policy=pol,'
                         f'file={path}{more}',),
             'args': ('-object', f'ondemand-policy,id=pol,{policy}'),
+            'files': {'bin/cxlmem': guest_program('cxlmem')}}
+
+
+def plain_options(path, size=SIZE):
+    """The same contents, mapped whole: plain RAM that is a BAR."""
+    return {'devices': ('ivshmem-plain,addr=10.0,memdev=ram',),
+            'args': ('-object', 'memory-backend-file,id=ram,share=off,'
+                     f'mem-path={path},size={size}'),
             'files': {'bin/cxlmem': guest_program('cxlmem')}}

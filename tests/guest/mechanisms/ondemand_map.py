@@ -4,7 +4,7 @@ from cxl_guest import CXL_SCRIPT, bare_options, cxl_options
 from hotpath_paths import GUEST_DIR
 from mechanism import Mechanism
 from ondemand_guest import SCRIPT as MEM_SCRIPT
-from ondemand_guest import device_options, make_file
+from ondemand_guest import device_options, make_file, plain_options
 
 SCRIPT = CXL_SCRIPT + '''
 report fill fill 5 16
@@ -32,10 +32,6 @@ def window_did(results):
             f'{results["file"][:8]}, and wrote there: {results["again"][:8]}')
 
 
-def window(policy):
-    return lambda: device_options(policy, make_file(GUEST_DIR))
-
-
 def bare_did(results):
     return f'code in CXL memory: {results["ran"]}, {results["changed"]}'
 
@@ -47,8 +43,9 @@ MECHANISMS = [
     Mechanism(name='on-demand map, a file in a BAR, Linux, TCG',
               prefix='ondemand-map', used='maps', did=window_did,
               script=WINDOW_SCRIPT,
-              off=window('threshold=1000000000,max-mapped=4k'),
-              on=window('threshold=64')),
+              off=lambda: plain_options(make_file(GUEST_DIR)),
+              on=lambda: device_options('threshold=64',
+                                        make_file(GUEST_DIR))),
     Mechanism(name='on-demand map, CXL, bare metal, TCG', payload='cxl',
               prefix='ondemand-map', used='maps', did=bare_did,
               off=bare_options(), on=bare_options('threshold=64')),
