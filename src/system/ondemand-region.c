@@ -97,6 +97,7 @@ static int fill_granule(OndemandRegion *r, unsigned g)
     smp_mb();       /* FILLING before the writes; see "Migration" above */
 
     ret = r->backing.fill(r->backing.opaque, g * r->granule, r->granule);
+    trace_ondemand_region_fill(r->map.name, g * r->granule, ret);
 
     qemu_mutex_lock(&r->lock);
     /* pairs with the load above: what was read is there before the state is */
@@ -314,7 +315,7 @@ static int force(OndemandMap *map, MemoryRegion *mr, hwaddr addr,
     return r->chunks[n].state;
 }
 
-/* What is in the backing only is not forced: it can be had from there. */
+/* What is outside only is not forced: it can be had from there. */
 static void force_all(OndemandMap *map, OndemandForce why)
 {
     OndemandRegion *r = container_of(map, OndemandRegion, map);
@@ -323,7 +324,7 @@ static void force_all(OndemandMap *map, OndemandForce why)
         int ret;
 
         if (r->stopping || r->chunks[n].state == ONDEMAND_STATE_MAPPED ||
-            !resident_in_chunk(r, n)) {
+            (r->backing.outside && !resident_in_chunk(r, n))) {
             continue;
         }
         map->counters.forced[why]++;

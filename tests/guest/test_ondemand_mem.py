@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -238,6 +239,41 @@ class BareGuests(unittest.TestCase):
     def test_threshold_kvm(self):
         self.need_kvm()
         self.check_threshold('kvm')
+
+    def check_stop(self, accel):
+        """The VM stops at a read that fails, and goes on when it need not."""
+        name = f'bare-stop-{accel}'
+        path = make_file(report_dir('guest', name), MIB)
+        self.addCleanup(path.unlink)
+        whole = path.read_bytes()
+        image = build_image('ondemand', {'READS': 0, 'HAMMER': 3000})
+        with BareGuest(name, image, accel=accel, devices=(
+                f'ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,file={path}',),
+                       args=('-S', '-object', 'ondemand-policy,id=pol,'
+                             'threshold=1000000,granule=4k')) as guest:
+            os.truncate(path, 0x8000)
+            guest.vm.cmd('cont')
+            guest.wait_end('first')
+            deadline = time.monotonic() + 20
+            while guest.vm.cmd('query-status')['status'] != 'io-error':
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.02)
+            event = guest.vm.event_wait('ONDEMAND_MAP_ERROR', timeout=5)
+            self.assertEqual(event['data']['action'], 'stop')
+            self.assertEqual(event['data']['offset'], 0x8000)
+            path.write_bytes(whole)
+            guest.vm.cmd('cont')
+            results = guest.wait_end()
+        self.assertEqual(results['hammered'],
+                         int.from_bytes(whole[0x8000:0x8004], 'little'))
+        self.assertEqual(results['ran'], 3000)
+
+    def test_stop_tcg(self):
+        self.check_stop('tcg')
+
+    def test_stop_kvm(self):
+        self.need_kvm()
+        self.check_stop('kvm')
 
     def gdb(self, conn, packet):
         """Send a packet of gdb's protocol; return the answer."""
