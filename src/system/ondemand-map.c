@@ -371,6 +371,8 @@ int ondemand_map_force_state(MemoryRegion *mr, hwaddr addr, OndemandForce why)
         int state = map->ops->force(map, mr, addr, why);
 
         if (state >= 0) {
+            trace_ondemand_map_force(map->name, addr, OndemandForce_str(why),
+                                     OndemandState_str(state));
             return state;
         }
     }

@@ -78,6 +78,9 @@ static Mem *mem_new(void)
 
 static void mem_free(Mem *m)
 {
+    g_autofree char *socket = g_build_filename(m->folder, "migration", NULL);
+
+    unlink(socket);
     unlink(m->file);
     rmdir(m->folder);
     g_free(m->file);
@@ -929,7 +932,6 @@ static void begin_migration(Mem *m, QTestState *to)
         " 'arguments': {'uri': %s, 'exit-on-error': false}}", uri);
     qtest_qmp_assert_success(m->qts, "{'execute': 'migrate',"
                              " 'arguments': {'uri': %s}}", uri);
-    unlink(uri + strlen("unix:"));
 }
 
 static void set_capability(QTestState *qts, const char *name)
