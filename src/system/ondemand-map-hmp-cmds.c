@@ -28,9 +28,14 @@ static void print_map(Monitor *mon, const OndemandMapInfo *info)
     monitor_printf(mon, "%s: policy %s, threshold %u\n", info->name,
                    info->policy, info->threshold);
     monitor_printf(mon, "  traps %" PRIu64 ", maps %" PRIu64 ", unmaps %"
-                   PRIu64 ", refused %" PRIu64 ", mapped %" PRIu64
-                   " bytes\n", info->traps, info->maps, info->unmaps,
-                   info->refused, info->mapped);
+                   PRIu64 ", refused %" PRIu64 ", forced %" PRIu64
+                   ", mapped %" PRIu64 " bytes",
+                   info->traps, info->maps, info->unmaps, info->refused,
+                   info->forced, info->mapped);
+    if (info->has_resident) {
+        monitor_printf(mon, ", resident %" PRIu64 " bytes", info->resident);
+    }
+    monitor_printf(mon, "\n");
     for (OndemandRangeList *r = info->ranges; r; r = r->next) {
         print_range(mon, r->value);
     }
@@ -41,7 +46,7 @@ void hmp_info_ondemand_map(Monitor *mon, const QDict *qdict)
     g_autoptr(OndemandMapInfoList) list = qmp_query_ondemand_map(&error_abort);
 
     if (!list) {
-        monitor_printf(mon, "No device has the property 'ondemand-policy'\n");
+        monitor_printf(mon, "No device uses an ondemand-policy\n");
     }
     for (OndemandMapInfoList *i = list; i; i = i->next) {
         print_map(mon, i->value);

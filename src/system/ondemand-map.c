@@ -19,6 +19,7 @@
 #include "exec/target_page.h"
 #include "hw/qdev-core.h"
 #include "hw/virtio/vhost.h"
+#include "migration/misc.h"
 #include "system/address-spaces.h"
 #include "system/hotpath-stats.h"
 #include "system/kvm.h"
@@ -36,6 +37,7 @@
 #define SECTIONS_PER_CHUNK 2
 
 static QTAILQ_HEAD(, OndemandMap) maps = QTAILQ_HEAD_INITIALIZER(maps);
+unsigned ondemand_map_regions;
 
 /* What regions that are gone counted, and what is not counted per region */
 static struct {
@@ -46,6 +48,7 @@ static struct {
 } totals;
 
 static unsigned batch_chunks;   /* mapped in the commit that is being made */
+static unsigned all_chunks;     /* mapped in all regions */
 
 /*
  * Statistics
@@ -53,7 +56,9 @@ static unsigned batch_chunks;   /* mapped in the commit that is being made */
 
 enum {
     STAT_TRAPS, STAT_MAPS, STAT_UNMAPS, STAT_COMMITS, STAT_COMMIT_NS,
-    STAT_COMMIT_MAX_NS, STAT_MAPPED_BYTES, STAT_MAPPED_CHUNKS, STAT_REFUSED
+    STAT_COMMIT_MAX_NS, STAT_MAPPED_BYTES, STAT_MAPPED_CHUNKS,
+    STAT_RESIDENT_BYTES, STAT_REFUSED,
+    STAT_FORCED = STAT_REFUSED + ONDEMAND_REFUSAL__MAX
 };
 
 static const HotpathStat stats[] = {
@@ -66,6 +71,8 @@ static const HotpathStat stats[] = {
     [STAT_MAPPED_BYTES] = { "ondemand-map-mapped-bytes", STATS_TYPE_INSTANT },
     [STAT_MAPPED_CHUNKS] = { "ondemand-map-mapped-chunks",
                              STATS_TYPE_INSTANT },
+    [STAT_RESIDENT_BYTES] = { "ondemand-map-resident-bytes",
+                              STATS_TYPE_INSTANT },
     [STAT_REFUSED + ONDEMAND_REFUSAL_CHUNKS] = {
         "ondemand-map-refused-chunks", STATS_TYPE_CUMULATIVE },
     [STAT_REFUSED + ONDEMAND_REFUSAL_MAX_MAPPED] = {
@@ -76,16 +83,31 @@ static const HotpathStat stats[] = {
         "ondemand-map-refused-slots", STATS_TYPE_CUMULATIVE },
     [STAT_REFUSED + ONDEMAND_REFUSAL_VHOST] = {
         "ondemand-map-refused-vhost", STATS_TYPE_CUMULATIVE },
+    [STAT_REFUSED + ONDEMAND_REFUSAL_MIGRATION] = {
+        "ondemand-map-refused-migration", STATS_TYPE_CUMULATIVE },
+    [STAT_REFUSED + ONDEMAND_REFUSAL_BACKING] = {
+        "ondemand-map-refused-backing", STATS_TYPE_CUMULATIVE },
+    [STAT_FORCED + ONDEMAND_FORCE_FETCH] = {
+        "ondemand-map-forced-fetch", STATS_TYPE_CUMULATIVE },
+    [STAT_FORCED + ONDEMAND_FORCE_ATOMIC] = {
+        "ondemand-map-forced-atomic", STATS_TYPE_CUMULATIVE },
+    [STAT_FORCED + ONDEMAND_FORCE_DMA] = {
+        "ondemand-map-forced-dma", STATS_TYPE_CUMULATIVE },
+    [STAT_FORCED + ONDEMAND_FORCE_DUMP] = {
+        "ondemand-map-forced-dump", STATS_TYPE_CUMULATIVE },
 };
-QEMU_BUILD_BUG_ON(ARRAY_SIZE(stats) != STAT_REFUSED + ONDEMAND_REFUSAL__MAX);
+QEMU_BUILD_BUG_ON(ARRAY_SIZE(stats) != STAT_FORCED + ONDEMAND_FORCE__MAX);
 
 static void add_counters(OndemandCounters *sum, const OndemandCounters *c)
 {
-    sum->traps += c->traps;
+    stat64_add(&sum->traps, stat64_get(&c->traps));
     sum->maps += c->maps;
     sum->unmaps += c->unmaps;
     for (int i = 0; i < ONDEMAND_REFUSAL__MAX; i++) {
         sum->refused[i] += c->refused[i];
+    }
+    for (int i = 0; i < ONDEMAND_FORCE__MAX; i++) {
+        sum->forced[i] += c->forced[i];
     }
 }
 
@@ -98,8 +120,11 @@ static bool read_stats(CPUState *cpu, uint64_t *values)
         add_counters(&sum, &map->counters);
         values[STAT_MAPPED_BYTES] += map->mapped;
         values[STAT_MAPPED_CHUNKS] += map->chunks_mapped;
+        if (map->ops->resident) {
+            values[STAT_RESIDENT_BYTES] += map->ops->resident(map);
+        }
     }
-    values[STAT_TRAPS] = sum.traps;
+    values[STAT_TRAPS] = stat64_get(&sum.traps);
     values[STAT_MAPS] = sum.maps;
     values[STAT_UNMAPS] = sum.unmaps;
     values[STAT_COMMITS] = totals.commits;
@@ -107,6 +132,9 @@ static bool read_stats(CPUState *cpu, uint64_t *values)
     values[STAT_COMMIT_MAX_NS] = totals.commit_max_ns;
     for (int i = 0; i < ONDEMAND_REFUSAL__MAX; i++) {
         values[STAT_REFUSED + i] = sum.refused[i];
+    }
+    for (int i = 0; i < ONDEMAND_FORCE__MAX; i++) {
+        values[STAT_FORCED + i] = sum.forced[i];
     }
     return true;
 }
@@ -118,12 +146,12 @@ static const HotpathStatsGroup stats_group = {
     .read = read_stats,
 };
 
-static uint64_t all_refused(const OndemandCounters *c)
+static uint64_t sum_of(const uint64_t *values, unsigned count)
 {
     uint64_t sum = 0;
 
-    for (int i = 0; i < ONDEMAND_REFUSAL__MAX; i++) {
-        sum += c->refused[i];
+    for (unsigned i = 0; i < count; i++) {
+        sum += values[i];
     }
     return sum;
 }
@@ -135,11 +163,16 @@ static OndemandMapInfo *map_info(OndemandMap *map)
     info->name = g_strdup(map->name);
     info->policy = object_get_canonical_path(OBJECT(map->policy));
     info->threshold = ondemand_policy_threshold(map->policy);
-    info->traps = map->counters.traps;
+    info->traps = stat64_get(&map->counters.traps);
     info->maps = map->counters.maps;
     info->unmaps = map->counters.unmaps;
-    info->refused = all_refused(&map->counters);
+    info->refused = sum_of(map->counters.refused, ONDEMAND_REFUSAL__MAX);
+    info->forced = sum_of(map->counters.forced, ONDEMAND_FORCE__MAX);
     info->mapped = map->mapped;
+    if (map->ops->resident) {
+        info->has_resident = true;
+        info->resident = map->ops->resident(map);
+    }
     info->ranges = map->ops->ranges(map);
     return info;
 }
@@ -160,11 +193,15 @@ OndemandMapInfoList *qmp_query_ondemand_map(Error **errp)
  * what is in use before each mapping.
  */
 
-/* The number of sections of a memory map is held in 12 bits of a TLB entry. */
+/*
+ * The number of sections of a memory map is held in 12 bits of a TLB entry.
+ * Chunks of a BAR that the guest has switched off are not in the view, but may
+ * be at any time: so all are counted on top of the view, those in it twice.
+ */
 static bool sections_left(void)
 {
     FlatView *view = address_space_get_flatview(&address_space_memory);
-    unsigned used = view->nr + batch_chunks * SECTIONS_PER_CHUNK;
+    unsigned used = view->nr + all_chunks * SECTIONS_PER_CHUNK;
 
     flatview_unref(view);
     return used + SECTIONS_PER_CHUNK <= qemu_target_page_size() / 2;
@@ -179,6 +216,9 @@ static bool limit_exceeded(OndemandMap *map, uint64_t size,
         *why = ONDEMAND_REFUSAL_CHUNKS;
     } else if (size > policy->max_mapped - policy->mapped) {
         *why = ONDEMAND_REFUSAL_MAX_MAPPED;
+    } else if (migration_is_running()) {
+        /* users of dirty logs have seen the memory map at its start */
+        *why = ONDEMAND_REFUSAL_MIGRATION;
     } else if (!sections_left()) {
         *why = ONDEMAND_REFUSAL_SECTIONS;
     } else if (vhost_get_free_memslots() != UINT_MAX) {
@@ -188,12 +228,28 @@ static bool limit_exceeded(OndemandMap *map, uint64_t size,
          */
         *why = ONDEMAND_REFUSAL_VHOST;
     } else if (kvm_enabled() &&
-               kvm_get_free_memslots() <= SLOT_RESERVE + batch_chunks) {
+               kvm_get_free_memslots() <= SLOT_RESERVE + all_chunks) {
         *why = ONDEMAND_REFUSAL_SLOTS;
     } else {
         return false;
     }
     return true;
+}
+
+bool ondemand_map_check_limits(OndemandMap *map, uint64_t size,
+                               OndemandRefusal *why)
+{
+    if (limit_exceeded(map, size, why)) {
+        ondemand_map_refused(map, *why);
+        return false;
+    }
+    return true;
+}
+
+void ondemand_map_refused(OndemandMap *map, OndemandRefusal why)
+{
+    map->counters.refused[why]++;
+    trace_ondemand_map_refused(map->name, OndemandRefusal_str(why));
 }
 
 /*
@@ -206,10 +262,7 @@ bool ondemand_chunk_map(OndemandMap *map, OndemandChunk *chunk,
                         OndemandRefusal *why)
 {
     assert(!chunk->alias);
-    if (limit_exceeded(map, size, why)) {
-        map->counters.refused[*why]++;
-        trace_ondemand_map_refused(map->name, addr, size,
-                                   OndemandRefusal_str(*why));
+    if (!ondemand_map_check_limits(map, size, why)) {
         return false;
     }
     chunk->alias = g_new0(MemoryRegion, 1);
@@ -223,6 +276,7 @@ bool ondemand_chunk_map(OndemandMap *map, OndemandChunk *chunk,
     map->policy->mapped += size;
     map->counters.maps++;
     batch_chunks++;
+    all_chunks++;
     trace_ondemand_map_chunk(map->name, addr, size, offset);
     return true;
 }
@@ -244,6 +298,7 @@ void ondemand_chunk_unmap(OndemandMap *map, OndemandChunk *chunk)
     chunk->alias = NULL;
     map->mapped -= size;
     map->chunks_mapped--;
+    all_chunks--;
     map->policy->mapped -= size;
     map->counters.unmaps++;
 }
@@ -295,6 +350,65 @@ void ondemand_map_queue(OndemandMap *map)
     }
 }
 
+/*
+ * Forced mappings
+ */
+
+/* The one request that is not served yet; @pending protects the others. */
+static struct {
+    bool pending;               /* qatomic */
+    MemoryRegion *mr;           /* a reference is held */
+    hwaddr addr;
+    OndemandForce why;
+    QEMUBH *bh;                 /* from the first region on */
+} request;
+
+int ondemand_map_force_state(MemoryRegion *mr, hwaddr addr, OndemandForce why)
+{
+    OndemandMap *map;
+
+    QTAILQ_FOREACH(map, &maps, next) {
+        int state = map->ops->force(map, mr, addr, why);
+
+        if (state >= 0) {
+            trace_ondemand_map_force(map->name, addr, OndemandForce_str(why),
+                                     OndemandState_str(state));
+            return state;
+        }
+    }
+    return -1;
+}
+
+static void serve_request(void *opaque)
+{
+    ondemand_map_force_state(request.mr, request.addr, request.why);
+    memory_region_unref(request.mr);
+    qatomic_store_release(&request.pending, false);
+}
+
+void ondemand_map_request(MemoryRegion *mr, hwaddr addr, OndemandForce why)
+{
+    if (qatomic_read(&request.pending) ||
+        qatomic_xchg(&request.pending, true)) {
+        return;
+    }
+    memory_region_ref(mr);
+    request.mr = mr;
+    request.addr = addr;
+    request.why = why;
+    qemu_bh_schedule(request.bh);
+}
+
+void ondemand_map_force_all(OndemandForce why)
+{
+    OndemandMap *map;
+
+    QTAILQ_FOREACH(map, &maps, next) {
+        map->ops->force_all(map, why);
+        policy_commit(map->policy);
+    }
+}
+
 void ondemand_map_policy_start(OndemandPolicy *policy)
 {
     policy->bh = qemu_bh_new(policy_commit, policy);
@@ -322,10 +436,14 @@ bool ondemand_map_register(OndemandMap *map, DeviceState *owner,
      * discarded under them; memory that is unmapped is no better.
      */
     if (ram_block_discard_require(true)) {
-        error_setg(errp, "Property 'ondemand-policy' cannot be used together "
-                   "with assigned devices (VFIO, vDPA): they cannot wait for "
-                   "memory to be mapped");
+        error_setg(errp, "An ondemand-policy cannot be used together with "
+                   "assigned devices (VFIO, vDPA): they cannot wait for memory "
+                   "to be mapped");
         return false;
+    }
+    if (!request.bh) {
+        request.bh = qemu_bh_new(serve_request, NULL);
+        ondemand_map_kvm_start();
     }
     map->name = object_get_canonical_path(OBJECT(owner));
     map->policy = policy;
@@ -333,6 +451,7 @@ bool ondemand_map_register(OndemandMap *map, DeviceState *owner,
     object_ref(policy);
     policy->users++;
     QTAILQ_INSERT_TAIL(&maps, map, next);
+    qatomic_set(&ondemand_map_regions, ondemand_map_regions + 1);
     hotpath_stats_register(&stats_group);
     trace_ondemand_map_register(map->name);
     return true;
@@ -347,6 +466,7 @@ void ondemand_map_unregister(OndemandMap *map)
         QTAILQ_REMOVE(&map->policy->queue, map, queue_next);
     }
     QTAILQ_REMOVE(&maps, map, next);
+    qatomic_set(&ondemand_map_regions, ondemand_map_regions - 1);
     map->policy->users--;
     object_unref(map->policy);
     g_free(map->name);
@@ -358,8 +478,8 @@ bool ondemand_map_allow_dma(Error **errp)
     if (QTAILQ_EMPTY(&maps)) {
         return true;
     }
-    error_setg(errp, "Devices cannot be assigned (VFIO) while '%s' has the "
-               "property 'ondemand-policy': they cannot wait for memory to be "
-               "mapped", QTAILQ_FIRST(&maps)->name);
+    error_setg(errp, "Devices cannot be assigned (VFIO) while '%s' has an "
+               "ondemand-policy: they cannot wait for memory to be mapped",
+               QTAILQ_FIRST(&maps)->name);
     return false;
 }

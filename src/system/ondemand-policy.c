@@ -9,6 +9,8 @@
 #include "qemu/osdep.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
+#include "qemu/host-utils.h"
+#include "qemu/lockable.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qapi/visitor.h"
@@ -18,10 +20,13 @@
 #include "system/replay.h"
 
 #define DEFAULT_THRESHOLD 64
+#define DEFAULT_GRANULE (64 * KiB)
 #define DEFAULT_CHUNKS 64
 #define DEFAULT_MAX_COMMITS_PER_S 50
 
 #define MAX_THRESHOLD 1000000000
+#define MIN_GRANULE (4 * KiB)
+#define MAX_GRANULE (1 * GiB)
 #define MIN_MAX_MAPPED (4 * KiB)
 #define MAX_MAX_COMMITS_PER_S 1000
 
@@ -39,22 +44,25 @@ void ondemand_tuner_trap(OndemandTuner *tuner, int64_t now_ns)
     }
     rate = (double)tuner->traps * NANOSECONDS_PER_SECOND / elapsed_ns;
     if (rate > ONDEMAND_TUNER_TARGET) {
-        tuner->threshold = MAX(tuner->threshold / 2, ONDEMAND_TUNER_MIN);
+        qatomic_set(&tuner->threshold,
+                    MAX(tuner->threshold / 2, ONDEMAND_TUNER_MIN));
     } else if (rate < ONDEMAND_TUNER_TARGET / 2) {
-        tuner->threshold = MIN(tuner->threshold * 2, ONDEMAND_TUNER_MAX);
+        qatomic_set(&tuner->threshold,
+                    MIN(tuner->threshold * 2, ONDEMAND_TUNER_MAX));
     }
     tuner->traps = 0;
 }
 
 uint32_t ondemand_policy_threshold(const OndemandPolicy *policy)
 {
-    return policy->threshold_auto ? policy->tuner.threshold
+    return policy->threshold_auto ? qatomic_read(&policy->tuner.threshold)
                                   : policy->threshold;
 }
 
 void ondemand_policy_trap(OndemandPolicy *policy)
 {
     if (policy->threshold_auto) {
+        QEMU_LOCK_GUARD(&policy->tuner_lock);
         ondemand_tuner_trap(&policy->tuner,
                             qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
     }
@@ -108,6 +116,9 @@ typedef struct NumberProperty {
 } NumberProperty;
 
 static const NumberProperty numbers[] = {
+    { "granule", offsetof(OndemandPolicy, granule), true,
+      MIN_GRANULE, MAX_GRANULE,
+      "how much is filled as one, in bytes, where contents come on demand" },
     { "chunks", offsetof(OndemandPolicy, chunks), false,
       1, ONDEMAND_CHUNKS_MAX,
       "how many pieces of a region may be mapped at a time" },
@@ -174,6 +185,14 @@ static void policy_complete(UserCreatable *uc, Error **errp)
 {
     OndemandPolicy *policy = ONDEMAND_POLICY(uc);
 
+    if (!is_power_of_2(policy->granule) ||
+        policy->granule < qemu_real_host_page_size()) {
+        error_setg(errp, "Property 'granule' of " TYPE_ONDEMAND_POLICY " is %"
+                   PRIu64 ", but must be a power of two and at least the "
+                   "host's page size, %zu", policy->granule,
+                   (size_t)qemu_real_host_page_size());
+        return;
+    }
     ratelimit_set_speed(&policy->limit, policy->max_commits_per_s,
                         NANOSECONDS_PER_SECOND / policy->max_commits_per_s);
     policy->tuner.threshold = ONDEMAND_TUNER_START;
@@ -192,11 +211,13 @@ static void policy_init(Object *obj)
     OndemandPolicy *policy = ONDEMAND_POLICY(obj);
 
     policy->threshold = DEFAULT_THRESHOLD;
+    policy->granule = DEFAULT_GRANULE;
     policy->chunks = DEFAULT_CHUNKS;
     policy->max_mapped = UINT64_MAX;
     policy->max_commits_per_s = DEFAULT_MAX_COMMITS_PER_S;
     QTAILQ_INIT(&policy->queue);
     ratelimit_init(&policy->limit);
+    qemu_mutex_init(&policy->tuner_lock);
 }
 
 static void policy_finalize(Object *obj)
@@ -205,6 +226,7 @@ static void policy_finalize(Object *obj)
 
     ondemand_map_policy_stop(policy);
     ratelimit_destroy(&policy->limit);
+    qemu_mutex_destroy(&policy->tuner_lock);
 }
 
 static void policy_class_init(ObjectClass *oc, const void *data)

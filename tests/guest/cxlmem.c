@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Runs in a Linux guest: uses the memory behind a dax device.
+ * Runs in a Linux guest: uses the memory behind a dax device, or in a BAR.
  *
  *   cxlmem DEVICE fill SEED MIB       write a pattern, print its checksum
  *   cxlmem DEVICE sum MIB             print the checksum of what is there
  *   cxlmem DEVICE threads N ROUNDS    N writers at once, and atomics
  *   cxlmem DEVICE bandwidth BYTES     8 bytes at a time: MB/s written, read
  *   cxlmem DEVICE run INSTRUCTIONS    code that lies there: ns per instruction
+ *   cxlmem DEVICE zipf MIB READS      reads of pages, the first ones most
+ *                                     often: how many different ones, checksum
+ *   cxlmem DEVICE scatter MIB READS   the same with the pages shuffled
+ *   cxlmem DEVICE touch MIB PIECES    the same word of each piece, 100 times
  *
- * DEVICE may be a file, or "ram" for anonymous memory.
+ * DEVICE may be a file (such as a BAR's resource0), or "ram" for anonymous
+ * memory.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -178,6 +183,62 @@ static void bandwidth(volatile uint64_t *mem, size_t bytes)
            (unsigned long long)sum);
 }
 
+/*
+ * Page number k of N is read with a probability of 1/(k + 1); or the one that a
+ * shuffle, always the same, has put in its place.
+ */
+static void zipf(volatile uint8_t *mem, size_t pages, unsigned long reads,
+                 int shuffle)
+{
+    double *upto = malloc(pages * sizeof(*upto)), total = 0;
+    uint32_t *place = malloc(pages * sizeof(*place));
+    uint8_t *seen = calloc(pages, 1);
+    uint64_t random = 1, sum = 0;
+    size_t different = 0;
+
+    if (!upto || !place || !seen) {
+        die("malloc");
+    }
+    for (size_t i = 0; i < pages; i++) {
+        size_t j = shuffle ? (random = mix(random + i)) % (i + 1) : i;
+
+        upto[i] = total += 1.0 / (i + 1);
+        place[i] = place[j];
+        place[j] = i;
+    }
+    while (reads--) {
+        double wanted = ((random = mix(random + reads)) >> 11) /
+                        (double)(1ull << 53) * total;
+        size_t low = 0, high = pages - 1;
+
+        while (low < high) {
+            size_t middle = (low + high) / 2;
+
+            if (upto[middle] < wanted) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        different += !seen[low];
+        seen[low] = 1;
+        sum = sum * 31 + mem[place[low] * 4096ul];
+    }
+    printf("%zu %016llx\n", different, (unsigned long long)sum);
+}
+
+static void touch(volatile uint64_t *mem, size_t bytes, unsigned long pieces)
+{
+    uint64_t sum = 0;
+
+    for (unsigned long p = 0; p < pieces; p++) {
+        for (int i = 0; i < 100; i++) {
+            sum += mem[bytes / pieces / 8 * p];
+        }
+    }
+    printf("%llu\n", (unsigned long long)sum);
+}
+
 static void run_code(uint8_t *mem, unsigned long instructions)
 {
     static const uint8_t code[] = {
@@ -221,6 +282,12 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "bandwidth")) {
         mem = map_memory(argv[1], 2 * MIB, PROT_READ | PROT_WRITE);
         bandwidth((uint64_t *)mem, n);
+    } else if (!strcmp(what, "zipf") || !strcmp(what, "scatter")) {
+        mem = map_memory(argv[1], n * MIB, PROT_READ);
+        zipf(mem, n * MIB / 4096, m, what[0] == 's');
+    } else if (!strcmp(what, "touch")) {
+        mem = map_memory(argv[1], n * MIB, PROT_READ);
+        touch((uint64_t *)mem, n * MIB, m);
     } else if (!strcmp(what, "run")) {
         mem = map_memory(argv[1], 2 * MIB, PROT_READ | PROT_WRITE | PROT_EXEC);
         run_code(mem, n);

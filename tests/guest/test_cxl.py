@@ -71,8 +71,11 @@ class CxlMemory(unittest.TestCase):
 
     def test_contents(self):
         need_policy()
-        cold, counts = self.run_contents('cxl-cold', 'threshold=1000000000')
+        # the code asks for a mapping, which max-mapped does not allow
+        cold, counts = self.run_contents(
+            'cxl-cold', 'threshold=1000000000,max-mapped=4k')
         self.assertEqual(counts['ondemand-map-maps'], 0)
+        self.assertGreater(counts['ondemand-map-forced-fetch'], 0)
         self.assertGreater(counts['ondemand-map-traps'], 0)
         self.assertEqual(cold['fill'], cold['again'])
         for threshold in 0, THRESHOLD:
@@ -159,10 +162,30 @@ class BareCxl(unittest.TestCase):
             counts = self.check('kvm', f'threshold={threshold}')
             self.assertEqual(counts['ondemand-map-maps'], 1)
 
+    def test_forced(self):
+        """Code is mapped long before the threshold."""
+        need_policy()
+        counts = self.check('tcg', 'threshold=1000000000')
+        self.assertEqual(counts['ondemand-map-forced-fetch'], 1)
+        self.assertEqual(counts['ondemand-map-maps'], 1)
+        self.need_kvm()
+        counts = self.check('kvm', 'threshold=1000000000')
+        self.assertEqual(counts['ondemand-map-forced-fetch'], 1)
+        self.assertEqual(counts['ondemand-map-maps'], 1)
+
     def test_kvm_trapped(self):
         """Without a mapping KVM cannot run it: why the mapping matters."""
         self.need_kvm()
-        options = bare_options()
+        self.check_trapped(None)
+
+    def test_kvm_refused(self):
+        """The same where a limit does not allow a mapping."""
+        need_policy()
+        self.need_kvm()
+        self.check_trapped('threshold=0,max-mapped=4k')
+
+    def check_trapped(self, policy):
+        options = bare_options(policy)
         image = build_image('cxl', options.pop('defines'))
         with BareGuest('bare-cxl-trapped', image, accel='kvm', timeout=10,
                        **options) as guest:

@@ -89,22 +89,41 @@ class Guards(unittest.TestCase):
         said = self.error_of('-M', machine, *objects, *devices, '-device',
                              json.dumps(self.assigned()))
         self.assertIn("cannot be assigned (VFIO) while "
-                      "'/machine/peripheral/cxl-mem0' has the property "
-                      "'ondemand-policy'", said)
+                      "'/machine/peripheral/cxl-mem0' has an "
+                      "ondemand-policy", said)
 
     def test_assigned_first(self):
         machine, objects, devices = self.arguments()
         said = self.error_of('-M', machine, *objects, '-device',
                              json.dumps(self.assigned()), *devices)
-        self.assertIn("Property 'ondemand-policy' cannot be used together "
-                      "with assigned devices", said)
+        self.assertIn('An ondemand-policy cannot be used together with '
+                      'assigned devices', said)
+
+    # The same with ondemand-mem-pci
+    objects = ('-M', 'q35', '-object', 'ondemand-policy,id=pol', '-object',
+               'memory-backend-ram,id=ram,size=1M')
+    window = json.dumps({'driver': 'ondemand-mem-pci', 'id': 'window',
+                         'policy': 'pol', 'memdev': 'ram'})
+
+    def test_window_first(self):
+        said = self.error_of(*self.objects, '-device', self.window, '-device',
+                             json.dumps(self.assigned()))
+        self.assertIn("while '/machine/peripheral/window' has an "
+                      'ondemand-policy', said)
+
+    def test_window_second(self):
+        said = self.error_of(*self.objects, '-device',
+                             json.dumps(self.assigned()), '-device',
+                             self.window)
+        self.assertIn('An ondemand-policy cannot be used together with '
+                      'assigned devices', said)
 
     def test_hotplug(self):
         vm = self.launch('threshold=64')
         from qemu.qmp import ExecuteError       # found only from here on
         with self.assertRaises(ExecuteError) as caught:
             vm.cmd('device_add', **self.assigned('hot'))
-        self.assertIn("'ondemand-policy'", str(caught.exception))
+        self.assertIn('ondemand-policy', str(caught.exception))
         self.assertEqual(vm.cmd('query-status')['status'], 'prelaunch')
 
     def test_without_policy(self):

@@ -148,12 +148,37 @@ static void test_limit(void)
     object_unparent(OBJECT(p));
 }
 
+static void test_granule(void)
+{
+    static const struct {
+        const char *value;
+        bool good;
+    } cases[] = {
+        { "64k", true }, { "1g", true }, { "96k", false }, { "2k", false },
+        { "2g", false }, { "0", false }, { "65537", false },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        Error *err = NULL;
+        Object *obj = object_new_with_props(TYPE_ONDEMAND_POLICY,
+            object_get_objects_root(), "policy", &err,
+            "granule", cases[i].value, NULL);
+
+        g_assert_cmpint(obj != NULL, ==, cases[i].good);
+        if (obj) {
+            object_unparent(obj);
+        } else {
+            error_free_or_abort(&err);
+        }
+    }
+}
+
 static void test_in_use(void)
 {
     OndemandPolicy *p = new_policy("7");
     UserCreatable *uc = USER_CREATABLE(p);
     static const char *const names[] = {
-        "chunks", "max-mapped", "max-commits-per-s",
+        "granule", "chunks", "max-mapped", "max-commits-per-s",
     };
 
     p->users = 1;
@@ -182,6 +207,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ondemand-policy/tuner/settles", test_tuner_settles);
     g_test_add_func("/ondemand-policy/threshold", test_threshold);
     g_test_add_func("/ondemand-policy/limit", test_limit);
+    g_test_add_func("/ondemand-policy/granule", test_granule);
     g_test_add_func("/ondemand-policy/in-use", test_in_use);
     return g_test_run();
 }

@@ -487,6 +487,13 @@ void cxl_ondemand_wiped(CXLType3Dev *ct3d)
  * From cold to mapped
  */
 
+static bool may_queue(const CXLRange *r)
+{
+    return r->state == ONDEMAND_STATE_COLD ||
+           (r->state == ONDEMAND_STATE_REFUSED &&
+            qemu_clock_get_ns(QEMU_CLOCK_REALTIME) >= r->retry_ns);
+}
+
 void cxl_ondemand_access(CXLType3Dev *ct3d, hwaddr hpa)
 {
     CXLOndemand *od = ct3d->ondemand;
@@ -497,13 +504,35 @@ void cxl_ondemand_access(CXLType3Dev *ct3d, hwaddr hpa)
         return;
     }
     r->hits++;
-    if (r->hits <= ondemand_policy_threshold(od->map.policy)) {
-        return;
-    }
-    if (r->state == ONDEMAND_STATE_COLD ||
-        (r->state == ONDEMAND_STATE_REFUSED &&
-         qemu_clock_get_ns(QEMU_CLOCK_REALTIME) >= r->retry_ns)) {
+    if (r->hits > ondemand_policy_threshold(od->map.policy) && may_queue(r)) {
         queue_range(od, r);
+    }
+}
+
+static int force(OndemandMap *map, MemoryRegion *mr, hwaddr addr,
+                 OndemandForce why)
+{
+    CXLOndemand *od = container_of(map, CXLOndemand, map);
+    CXLRange *r = find_range(od->ranges, mr->addr + addr);
+
+    if (!r || mr != &r->fw->mr) {
+        return -1;
+    }
+    if (may_queue(r)) {
+        map->counters.forced[why]++;
+        queue_range(od, r);
+    }
+    return r->state;
+}
+
+static void force_all(OndemandMap *map, OndemandForce why)
+{
+    CXLOndemand *od = container_of(map, CXLOndemand, map);
+
+    for (int i = 0; i < od->ranges->len; i++) {
+        CXLRange *r = &g_array_index(od->ranges, CXLRange, i);
+
+        force(map, &r->fw->mr, r->hpa - r->fw->base, why);
     }
 }
 
@@ -551,6 +580,8 @@ static OndemandRangeList *list_ranges(OndemandMap *map)
 static const OndemandMapOps cxl_ondemand_ops = {
     .commit = commit,
     .ranges = list_ranges,
+    .force = force,
+    .force_all = force_all,
 };
 
 /*

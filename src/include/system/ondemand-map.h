@@ -16,7 +16,11 @@
  * under the code that is looking at it.  A mapping moves no data: what traps
  * and what is mapped reach the same RAM.
  *
- * Everything here is protected by the BQL.
+ * Where emulation is hopeless (code that is fetched, say), others ask by
+ * ondemand_map_force() for a mapping without waiting for the threshold.  Limits
+ * and the rate of commits hold for these too.
+ *
+ * Everything here is protected by the BQL, where nothing else is said.
  */
 
 #ifndef SYSTEM_ONDEMAND_MAP_H
@@ -25,6 +29,7 @@
 #include "exec/hwaddr.h"
 #include "qapi/qapi-types-ondemand-map.h"
 #include "qemu/queue.h"
+#include "qemu/stats64.h"
 #include "system/memory.h"
 #include "system/ondemand-policy.h"
 
@@ -32,29 +37,42 @@ typedef struct OndemandMap OndemandMap;
 
 /**
  * struct OndemandMapOps: what the owner of a region provides
+ * @force: if @addr in @mr is a cold range of this region, or a refused one
+ *         whose time has come, queue it and count it as forced by @why.
+ *         Returns the state of the range (an OndemandState), -1 if there is
+ *         none.
+ * @force_all: the same for all ranges with contents in RAM, so that the next
+ *             commit can map them; called when the user waits for it
  * @commit: map what the region wants mapped, with ondemand_chunk_map().
  *          Called in a memory transaction, some time after
  *          ondemand_map_queue().
  * @ranges: return the ranges, in order of their address; the caller frees the
  *          list
+ * @resident: return how many bytes of contents are in RAM; NULL if all are
  */
 typedef struct OndemandMapOps {
     void (*commit)(OndemandMap *map);
     OndemandRangeList *(*ranges)(OndemandMap *map);
+    uint64_t (*resident)(OndemandMap *map);
+    int (*force)(OndemandMap *map, MemoryRegion *mr, hwaddr addr,
+                 OndemandForce why);
+    void (*force_all)(OndemandMap *map, OndemandForce why);
 } OndemandMapOps;
 
 /**
  * struct OndemandCounters: what a region did since it was registered
- * @traps: accesses that trapped
+ * @traps: accesses that trapped; advanced by any thread
  * @maps: chunks mapped
  * @unmaps: chunks unmapped
  * @refused: chunks that a limit kept from being mapped, by reason
+ * @forced: ranges queued without waiting for the threshold, by reason
  */
 typedef struct OndemandCounters {
-    uint64_t traps;
+    Stat64 traps;
     uint64_t maps;
     uint64_t unmaps;
     uint64_t refused[ONDEMAND_REFUSAL__MAX];
+    uint64_t forced[ONDEMAND_FORCE__MAX];
 } OndemandCounters;
 
 /**
@@ -109,10 +127,12 @@ void ondemand_map_unregister(OndemandMap *map);
 /**
  * ondemand_map_trap: count a trapped access
  * @map: the region
+ *
+ * Context: any thread.
  */
 static inline void ondemand_map_trap(OndemandMap *map)
 {
-    map->counters.traps++;
+    stat64_add(&map->counters.traps, 1);
     ondemand_policy_trap(map->policy);
 }
 
@@ -124,6 +144,26 @@ static inline void ondemand_map_trap(OndemandMap *map)
  * mapped for a while.  Queueing a region that is queued does nothing.
  */
 void ondemand_map_queue(OndemandMap *map);
+
+/**
+ * ondemand_map_check_limits: could a chunk be mapped now?
+ * @map: the region
+ * @size: size of the chunk in bytes
+ * @why: set to the reason when it could not; that is counted as refused
+ *
+ * For those who have to do work before; ondemand_chunk_map() checks again.
+ *
+ * Returns: true if no limit is in the way
+ */
+bool ondemand_map_check_limits(OndemandMap *map, uint64_t size,
+                               OndemandRefusal *why);
+
+/**
+ * ondemand_map_refused: count a chunk that the owner itself could not map
+ * @map: the region
+ * @why: the reason
+ */
+void ondemand_map_refused(OndemandMap *map, OndemandRefusal why);
 
 /**
  * ondemand_chunk_map: map a chunk, if the limits allow it
@@ -162,6 +202,71 @@ void ondemand_chunk_unmap(OndemandMap *map, OndemandChunk *chunk);
  * Returns: false if there is a region with on-demand mapping.
  */
 bool ondemand_map_allow_dma(Error **errp);
+
+/* Number of regions; for ondemand_map_force() */
+extern unsigned ondemand_map_regions;
+
+void ondemand_map_request(MemoryRegion *mr, hwaddr addr, OndemandForce why);
+
+/**
+ * ondemand_map_force: ask for a mapping without waiting for the threshold
+ * @mr: a region whose access traps; need not be one with on-demand mapping
+ * @addr: offset in it
+ * @why: the reason, to be counted
+ *
+ * A hint: the main loop queues the range some time later.  Of many requests at
+ * a time all but one are lost; who needs it will ask again.
+ *
+ * Context: any thread, in an RCU read-side critical section; takes no lock.
+ */
+static inline void ondemand_map_force(MemoryRegion *mr, hwaddr addr,
+                                      OndemandForce why)
+{
+    if (unlikely(qatomic_read(&ondemand_map_regions))) {
+        ondemand_map_request(mr, addr, why);
+    }
+}
+
+/**
+ * ondemand_map_force_state: the same at once, and see what becomes of it
+ * @mr: as above
+ * @addr: as above
+ * @why: as above
+ *
+ * Returns: the OndemandState of the range; -1 if it is none
+ */
+int ondemand_map_force_state(MemoryRegion *mr, hwaddr addr, OndemandForce why);
+
+/**
+ * ondemand_map_force_all: map all that has contents in RAM, for the user
+ * @why: the reason
+ *
+ * The mappings are there when it returns, whatever the rate of commits; what a
+ * limit does not allow is refused.
+ */
+void ondemand_map_force_all(OndemandForce why);
+
+/**
+ * ondemand_map_kvm_start: hear of instructions that KVM cannot emulate
+ *
+ * Else KVM answers those of user mode with an exception in the guest.
+ */
+void ondemand_map_kvm_start(void);
+
+/**
+ * ondemand_map_emulation_failed: KVM cannot emulate an instruction
+ * @cpu: the vCPU, in its thread
+ *
+ * KVM cannot emulate what it fetches from memory that traps.  If the
+ * instruction lies in a range that can be mapped, ask for that.  If it does
+ * not, and the guest is in user mode, inject what KVM would have injected by
+ * itself.
+ *
+ * Context: BQL not held.
+ *
+ * Returns: true if the vCPU should go on
+ */
+bool ondemand_map_emulation_failed(CPUState *cpu);
 
 /* For ondemand-policy.c */
 void ondemand_map_policy_start(OndemandPolicy *policy);

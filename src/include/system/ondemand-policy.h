@@ -28,7 +28,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(OndemandPolicy, ONDEMAND_POLICY)
 
 /**
  * struct OndemandTuner: the threshold of ``threshold=auto``
- * @threshold: accesses, as it stands now
+ * @threshold: accesses, as it stands now; others read it with qatomic_read()
  * @traps: accesses trapped since @start_ns
  * @start_ns: begin of the present interval, QEMU_CLOCK_REALTIME
  *
@@ -60,8 +60,8 @@ struct OndemandMap;
 /**
  * struct OndemandPolicy: one -object ondemand-policy
  *
- * The properties are fixed while @users is not 0.  Everything is protected by
- * the BQL.
+ * The properties are fixed while @users is not 0.  Everything else is protected
+ * by the BQL, where nothing else is said.
  */
 struct OndemandPolicy {
     Object parent_obj;
@@ -69,6 +69,7 @@ struct OndemandPolicy {
     /* Properties */
     bool threshold_auto;
     uint32_t threshold;         /* accesses */
+    uint64_t granule;           /* bytes, filled as one */
     uint32_t chunks;            /* mapped at a time, per region */
     uint64_t max_mapped;        /* bytes */
     uint32_t max_commits_per_s;
@@ -76,6 +77,7 @@ struct OndemandPolicy {
     /* State */
     unsigned users;             /* regions */
     uint64_t mapped;            /* bytes, of all its regions */
+    QemuMutex tuner_lock;       /* protects @tuner but for its threshold */
     OndemandTuner tuner;
     RateLimit limit;
     int64_t next_commit_ns;     /* not before, QEMU_CLOCK_REALTIME */
@@ -97,7 +99,7 @@ uint32_t ondemand_policy_threshold(const OndemandPolicy *policy);
  * ondemand_policy_trap: tell the policy of a trapped access
  * @policy: the policy
  *
- * Context: BQL held.
+ * Context: any thread.
  */
 void ondemand_policy_trap(OndemandPolicy *policy);
 
