@@ -198,6 +198,23 @@ static void test_no_shared_write(void)
     testdev_end(t);
 }
 
+/* Nor does one by a hint that the guest asked for */
+static void test_no_shared_write_window(void)
+{
+    TestDev *t = testdev_start(" -device addr-hint-pci,hints=64,addr=06.0");
+
+    map_hint_device(t);
+    set_reg(t, COUNT, 10000);
+    set_reg(t, REGIONS, 8);
+    set_reg(t, FLAGS, WINDOW);
+    run(t, PROVE);
+    g_assert_cmpuint(reg(t, DIFFERENCES), ==, 0);
+    g_assert_cmpuint(reg(t, PLAIN_WRITES), >, 5000);
+    g_assert_cmpuint(reg(t, WINDOW_HITS), >=, 10000);
+    g_assert_cmpuint(reg(t, HITS), ==, 0);
+    testdev_end(t);
+}
+
 /*
  * Unplugged in the middle of a comparison.  The windows go away between the two
  * ways of some access; the difference that is reported then is none.
@@ -436,6 +453,8 @@ int main(int argc, char **argv)
     if (qtest_has_device("addr-hint-pci")) {
         qtest_add_func("/addr-hint/differential-window",
                        test_differential_window);
+        qtest_add_func("/addr-hint/no-shared-write-window",
+                       test_no_shared_write_window);
     }
     qtest_add_func("/addr-hint/no-shared-write", test_no_shared_write);
     qtest_add_func("/addr-hint/traced", test_traced);

@@ -1082,14 +1082,14 @@ static void protection_fault(int sig, siginfo_t *info, void *context)
  * protection away unnoticed, so it is put back before each access.
  */
 static unsigned writes_of(DispatchTestDev *s, AddrHintTable *table,
-                          uint32_t count)
+                          hwaddr base, uint32_t count)
 {
     size_t page_size = qemu_real_host_page_size();
     uint32_t val;
 
     protected_writes = 0;
     for (uint32_t i = 0; i < count; i++) {
-        hwaddr addr = s->mem_base + i % s->nr_bench * 4 * KiB;
+        hwaddr addr = base + i % s->nr_bench * 4 * KiB;
 
         mprotect(protected_page, page_size, PROT_READ);
         if (table) {
@@ -1104,7 +1104,8 @@ static unsigned writes_of(DispatchTestDev *s, AddrHintTable *table,
     return protected_writes;
 }
 
-static unsigned prove(DispatchTestDev *s, uint32_t count, unsigned *plain)
+static unsigned prove(DispatchTestDev *s, uint32_t count, hwaddr base,
+                      unsigned *plain)
 {
     size_t page_size = qemu_real_host_page_size();
     struct sigaction ours = { .sa_sigaction = protection_fault,
@@ -1118,15 +1119,15 @@ static unsigned prove(DispatchTestDev *s, uint32_t count, unsigned *plain)
         uint32_t val;
 
         addr_hint_table_rw(s->table, &address_space_memory,
-                           s->mem_base + i % s->nr_bench * 4 * KiB,
+                           base + i % s->nr_bench * 4 * KiB,
                            MEMTXATTRS_UNSPECIFIED, &val, 4, false);
     }
     protected_object =
         address_space_to_flatview(&address_space_memory)->dispatch;
     protected_page = QEMU_ALIGN_PTR_DOWN(protected_object, page_size);
     sigaction(SIGSEGV, &ours, &before);
-    hinted = writes_of(s, s->table, count);
-    *plain = writes_of(s, NULL, count);
+    hinted = writes_of(s, s->table, base, count);
+    *plain = writes_of(s, NULL, s->mem_base, count);
     sigaction(SIGSEGV, &before, NULL);
     protected_page = NULL;
     return hinted;
@@ -1180,7 +1181,9 @@ static void *worker_main(void *opaque)
             bench_hints(s);
         }
         if (regs[REG_START / 4] == START_PROVE) {
-            differences = prove(s, count, &s->plain_writes);
+            differences = prove(s, count, flags & FLAG_WINDOW
+                                          ? s->window_base : s->mem_base,
+                                &s->plain_writes);
         } else {
             measure(s, count, flags);
         }
