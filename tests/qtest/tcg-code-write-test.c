@@ -92,9 +92,9 @@ static void test_write(gconstpointer data)
 int main(int argc, char **argv)
 {
     static const Case cases[] = {
-        { "/tcg-code-write/store/multi", "multi", MODE_STORE, 2000 },
+        { "/tcg-code-write/store/multi", "multi", MODE_STORE, 1000 },
         { "/tcg-code-write/store/single", "single", MODE_STORE, 20 },
-        { "/tcg-code-write/atomic/multi", "multi", MODE_ATOMIC, 2000 },
+        { "/tcg-code-write/atomic/multi", "multi", MODE_ATOMIC, 1000 },
         { "/tcg-code-write/atomic/single", "single", MODE_ATOMIC, 20 },
     };
 
