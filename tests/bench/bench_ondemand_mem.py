@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Threshold-mapped memory: a file in a BAR, and the price of mapping."""
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from callgrind import BenchError
+from callgrind import BenchError, callgrind, instructions
 from report import spread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / 'tests' / 'guest'))
 
+from bare_metal import build_image                              # noqa: E402
 from guest import Guest                                         # noqa: E402
 from hotpath_paths import report_dir                            # noqa: E402
 from ondemand_guest import (MIB, SCRIPT, device_options,        # noqa: E402
@@ -17,6 +20,7 @@ from ondemand_guest import (MIB, SCRIPT, device_options,        # noqa: E402
 
 SERIES = ROOT / 'build' / 'out'
 REPEATS = 3
+PAYLOAD_EXIT = 0x10 << 1 | 1     # ondemand.S, through isa-debug-exit
 GIB = 1024 * MIB
 READS = 300000
 
@@ -34,10 +38,10 @@ reportplain()
 BANDWIDTH = SCRIPT + PLAIN + '''
 report warm bandwidth 65536
 sleep 1
-report window bandwidth 67108864
-reportplain plain bandwidth 67108864
-report window2 bandwidth 67108864
-reportplain plain2 bandwidth 67108864
+report window bandwidth 1073741824
+reportplain plain bandwidth 1073741824
+report window2 bandwidth 1073741824
+reportplain plain2 bandwidth 1073741824
 park counts
 '''
 ZIPF = SCRIPT + PLAIN + f'''
@@ -92,6 +96,40 @@ def measure_bandwidth(folder):
             found[f'{name} {what}'] = sum(
                 float(results[key].split()[number])
                 for key in (name, f'{name}2')) / 2
+    return found
+
+
+def payload_instructions(defines, options):
+    """Return the instructions of a whole run of the payload 'ondemand'."""
+    image = build_image('ondemand', {'HAMMER': 0, **defines})
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            callgrind(folder) + [
+                str(SERIES / 'qemu-system-x86_64'), '-machine', 'q35',
+                '-accel', 'tcg,thread=single', '-nodefaults', '-display',
+                'none', '-cpu', 'qemu64', '-m', '64M', '-bios', str(image),
+                *options, '-device', 'isa-debug-exit,iobase=0xf4,iosize=1'],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=300)
+        if done.returncode != PAYLOAD_EXIT:
+            raise BenchError('the payload did not reach its end '
+                             f'(exit code {done.returncode})')
+        return sum(instructions(p) for p in Path(folder).iterdir())
+
+
+def count_mapped(folder):
+    """Return the host's instructions per read: in the window, in RAM."""
+    path = make_file(folder, MIB)
+    window = ('-object', 'ondemand-policy,id=pol,threshold=64', '-device',
+              f'ondemand-mem-pci,addr=4.0,policy=pol,file={path}')
+    low, high = 2000000, 12000000
+    found = {}
+    for way, more, options in (('window', {}, window),
+                               ('plain', {'MEMORY': 0x200000}, ())):
+        costs = [payload_instructions({'READS': n, **more}, options)
+                 for n in (low, high)]
+        found[way] = (costs[1] - costs[0]) / (high - low)
+    path.unlink()
     return found
 
 
@@ -154,10 +192,12 @@ def run(say):
     if not os.access(SERIES / 'qemu-system-x86_64', os.X_OK):
         raise BenchError(f'{SERIES} holds no QEMU: make build')
     folder = report_dir('bench', 'ondemand-mem')
-    bandwidth, zipf, commits = [], {}, {}
+    bandwidth, mapped, zipf, commits = [], [], {}, {}
     for turn in range(REPEATS):
         say(f'bandwidth, {turn + 1} of {REPEATS}')
         bandwidth.append(measure_bandwidth(folder))
+        say(f'instructions of a read, {turn + 1} of {REPEATS}')
+        mapped.append(count_mapped(folder))
         for chunks in 1, 16, 64:
             say(f'commits, {chunks} chunks, {turn + 1} of {REPEATS}')
             commits.setdefault(chunks, []).append(
@@ -178,6 +218,14 @@ def run(say):
                           (('window', f'window {what}'),
                            ('plain', f'plain {what}')), ('window', 'plain'))
                       for what in ('write', 'read')]},
+            {'title': 'Instructions of the host per read after the switch',
+             'text': 'Bare-metal TCG guest, whole process, difference of two '
+                     'lengths (callgrind); the loop is two instructions.  '
+                     'plain: the same loop on RAM.',
+             'ways': ['window', 'plain'],
+             'rows': [row('4 bytes', 'instructions', mapped,
+                          (('window', 'window'), ('plain', 'plain')),
+                          ('window', 'plain'))]},
             {'title': f'{READS:,} reads of a window of 1 GiB, Zipf',
              'text': 'threshold=64, 256 chunks of 4 MiB.  used: pages that '
                      'were read; lazy: RAM that is populated at its first '

@@ -4,7 +4,9 @@
  * KiB), READS reads after it has written there.  With HAMMER it begins with
  * HAMMER reads of what follows the first 32 KiB, whatever these give.
  */
+    .ifndef MEMORY                  /* to compare: RAM */
     .set MEMORY, 0xe0000000
+    .endif
 
     .include "entry.inc"
 
@@ -63,6 +65,8 @@ main:
     say "atomic"
     mov $0, %eax
     say "end"
+    mov $0x10, %eax                 /* isa-debug-exit, where there is one */
+    out %al, $0xf4
     ret
 
 code:
