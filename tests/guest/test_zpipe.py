@@ -167,7 +167,8 @@ class OneGuest(ZpipeTest):
              'z1': f'path={cls.home}/z1,{common},cma=on',
              'z2': f'path={cls.home}/z2,{common},share-ram=on,mechanism=map'},
             machine='q35,memory-backend=m', qemu=qemu_without_ptrace(cls.home),
-            args=['-object', 'memory-backend-memfd,id=m,size=256M,share=on'])
+            args=['-object', 'memory-backend-memfd,id=m,size=256M,share=on,'
+                  'seal-write=on'])
         cls.guest.__enter__()
         cls.addClassCleanup(cls.guest.close)
         cls.guest.wait_result('ready')

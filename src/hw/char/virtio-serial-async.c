@@ -52,6 +52,7 @@ struct VirtIOSerialAsync {
     bool running;               /* the VM runs */
     bool stalled;               /* the chardev does not want requests now */
     bool cutting;               /* do not keep what has begun */
+    bool resetting;             /* the driver is on its way out */
     AsyncQueue out, in;
 };
 
@@ -178,7 +179,7 @@ static bool port_open(AsyncQueue *q)
     bool guest_tells = virtio_vdev_has_feature(vdev,
                                                VIRTIO_CONSOLE_F_MULTIPORT);
 
-    return port->host_connected && queue_vq(q) &&
+    return port->host_connected && queue_vq(q) && !port->async->resetting &&
         virtio_queue_ready(queue_vq(q)) &&
         (vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) &&
         (q->write || port->guest_connected || !guest_tells);
@@ -361,21 +362,41 @@ static void cut_begun(VirtIOSerialPort *port)
     port->elem = NULL;
 }
 
-void virtio_serial_async_cut(VirtIOSerialPort *port)
+static void cut(VirtIOSerialPort *port, bool reads, bool writes)
 {
     struct VirtIOSerialAsync *a = port->async;
 
-    if (a && a->capable && port->elem) {
+    if (a && a->capable && writes && port->elem) {
         cut_begun(port);
     }
-    if (!a || (!a->out.count && !a->in.count)) {
+    if (!a || !((reads && a->in.count) || (writes && a->out.count))) {
         return;
     }
     a->cutting = true;
-    qemu_chr_fe_cancel_all(a->chr, true, true);
+    qemu_chr_fe_cancel_all(a->chr, reads, writes);
     a->cutting = false;
     trace_virtio_serial_async_cut(port->id);
     a->stalled = false;
+}
+
+void virtio_serial_async_cut(VirtIOSerialPort *port)
+{
+    cut(port, true, true);
+}
+
+/*
+ * The device's status changes only after it has been told, and the driver's
+ * buffers are given back before: nothing may be popped in between.
+ */
+void virtio_serial_async_set_status(VirtIOSerial *vser, uint8_t status)
+{
+    VirtIOSerialPort *port;
+
+    QTAILQ_FOREACH(port, &vser->ports, next) {
+        if (port->async) {
+            port->async->resetting = !(status & VIRTIO_CONFIG_S_DRIVER_OK);
+        }
+    }
 }
 
 void virtio_serial_async_opened(VirtIOSerialPort *port)
@@ -413,8 +434,12 @@ void virtio_serial_async_queue_reset(VirtIODevice *vdev, uint32_t index)
     VirtIOSerialPort *port;
 
     QTAILQ_FOREACH(port, &vser->ports, next) {
-        if (port->async && (port->ivq == vq || port->ovq == vq)) {
-            virtio_serial_async_cut(port);
+        if (port->async && port->ovq == vq) {
+            cut(port, false, true);
+            fill(&port->async->in);
+        } else if (port->async && port->ivq == vq) {
+            cut(port, true, false);
+            fill(&port->async->out);
         }
     }
 }

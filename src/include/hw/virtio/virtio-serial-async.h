@@ -78,7 +78,14 @@ void virtio_serial_async_opened(VirtIOSerialPort *port);
 void virtio_serial_async_set_guest_connected(VirtIOSerialPort *port,
                                              bool connected);
 
-/** virtio_serial_async_queue_reset: the guest resets one queue */
+/** virtio_serial_async_set_status: the device is going to have that status */
+void virtio_serial_async_set_status(VirtIOSerial *vser, uint8_t status);
+
+/**
+ * virtio_serial_async_queue_reset: the guest resets one queue
+ *
+ * The other goes on.
+ */
 void virtio_serial_async_queue_reset(VirtIODevice *vdev, uint32_t index);
 
 /**
