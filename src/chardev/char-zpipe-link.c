@@ -194,6 +194,14 @@ static void take_client(ZpipeChardev *s, int sock)
 {
     enum zpipe_state state = state_of(s);
 
+    if (state == ZPIPE_CONNECTED) {
+        /* a peer that was restarted: has the old one gone, unnoticed yet? */
+        WITH_QEMU_LOCK_GUARD(&s->lock) {
+            zpipe_chr_reap_locked(s);
+        }
+        zpipe_link_check(s);
+        state = state_of(s);
+    }
     if (state == ZPIPE_CONNECTING &&
         now_us() > s->attached_us + HANDSHAKE_US) {
         WITH_QEMU_LOCK_GUARD(&s->lock) {

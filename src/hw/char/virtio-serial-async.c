@@ -48,7 +48,6 @@ struct AsyncQueue {
 
 struct VirtIOSerialAsync {
     CharFrontend *chr;
-    bool capable;               /* the chardev takes requests */
     bool running;               /* the VM runs */
     bool stalled;               /* the chardev does not want requests now */
     bool cutting;               /* do not keep what has begun */
@@ -268,7 +267,8 @@ static void fill(AsyncQueue *q)
     struct VirtIOSerialAsync *a = q->port->async;
     unsigned max, submitted = 0;
 
-    if (!a->running || !a->capable || a->cutting || !port_open(q)) {
+    if (!a->running || !q->port->async_active || a->cutting ||
+        !port_open(q)) {
         return;
     }
     max = virtio_queue_get_num(VIRTIO_DEVICE(q->port->vser),
@@ -299,16 +299,11 @@ static void fill(AsyncQueue *q)
 
 /* ------------------------------------------------------------- the port */
 
-bool virtio_serial_async_active(VirtIOSerialPort *port)
-{
-    return port->async && port->async->capable;
-}
-
 bool virtio_serial_async_kick(VirtIOSerialPort *port, VirtQueue *vq)
 {
     struct VirtIOSerialAsync *a = port->async;
 
-    if (!a || !a->capable) {
+    if (!port->async_active) {
         return false;
     }
     fill(vq == port->ivq ? &a->in : &a->out);
@@ -325,11 +320,11 @@ void virtio_serial_async_start(VirtIOSerialPort *port)
     }
     a->running = VIRTIO_DEVICE(port->vser)->vm_running;
     why = qemu_chr_fe_async(a->chr);
-    if (a->capable && why != CHAR_ASYNC_OK && port->host_connected) {
+    if (port->async_active && why != CHAR_ASYNC_OK && port->host_connected) {
         /* what was given back has no other kick to wait for */
         qemu_bh_schedule(port->bh);
     }
-    a->capable = why == CHAR_ASYNC_OK;
+    port->async_active = why == CHAR_ASYNC_OK;
     trace_virtio_serial_async_start(port->id, char_async_refusal_name(why));
     a->stalled = false;
     fill(&a->out);
@@ -366,7 +361,7 @@ static void cut(VirtIOSerialPort *port, bool reads, bool writes)
 {
     struct VirtIOSerialAsync *a = port->async;
 
-    if (a && a->capable && writes && port->elem) {
+    if (port->async_active && writes && port->elem) {
         cut_begun(port);
     }
     if (!a || !((reads && a->in.count) || (writes && a->out.count))) {
@@ -473,4 +468,5 @@ void virtio_serial_async_unrealize(VirtIOSerialPort *port)
 {
     g_free(port->async);
     port->async = NULL;
+    port->async_active = false;
 }

@@ -82,7 +82,9 @@ static void publish(struct zpipe *zp, const struct tx_slot *piece)
         }
     }
     zp->news |= ZP_WANT_DATA;
-    tx->eager += piece->len;
+    /* who was pushed to has nothing to copy meanwhile: that need not be soon */
+    tx->eager += piece->type == ZP_W_PUSHED ? piece->len / ZP_EAGER_PUSHED
+                                            : piece->len;
     if (tx->eager >= ZP_EAGER_BYTES) {
         kick(zp);
     }

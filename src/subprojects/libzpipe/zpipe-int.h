@@ -41,6 +41,8 @@
 #define ZP_PASS_BYTES       (8u << 20)
 /* Bytes on the way after which a sleeping peer is woken at once. */
 #define ZP_EAGER_BYTES      (64u << 10)
+/* The same of bytes that were pushed, as a multiple. */
+#define ZP_EAGER_PUSHED     16
 
 #define DIRECT_MIN_DEFAULT  2048u
 #define CMA_MIN_DEFAULT     (32u << 10)
