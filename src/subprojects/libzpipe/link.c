@@ -230,7 +230,7 @@ void zpipe_refuse(int sock, const char *why)
 
     snprintf(msg.text, sizeof(msg.text), "%s", why);
     send_message(sock, &msg, NULL, 0);
-    close(sock);
+    close_socket(sock);
 }
 
 static void close_all(int *fds, int n)
@@ -246,16 +246,15 @@ static void close_all(int *fds, int n)
  */
 static int receive(struct zpipe *zp, struct zp_msg *msg, int *fds, int *nfds)
 {
-    union {
-        struct cmsghdr align;
-        char space[CMSG_SPACE(FDS_MAX * sizeof(int))];
-    } control;
+    union received_control control;
+    int all[ZP_FDS_RECEIVED];
     struct iovec iov = { msg, sizeof(*msg) };
     struct msghdr hdr = {
         .msg_iov = &iov, .msg_iovlen = 1,
         .msg_control = control.space, .msg_controllen = sizeof(control.space),
     };
     ssize_t ret;
+    int n;
 
     *nfds = 0;
     if (closing_too_many()) {
@@ -275,22 +274,17 @@ static int receive(struct zpipe *zp, struct zp_msg *msg, int *fds, int *nfds)
     if (ret < 0) {
         return errno == EAGAIN ? 0 : -ECONNRESET;
     }
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&hdr); c; c = CMSG_NXTHDR(&hdr, c)) {
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-            int n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-            memcpy(fds, CMSG_DATA(c), n * sizeof(int));
-            *nfds = n;
-        }
-    }
-    if (!ret && !*nfds) {
+    n = received_fds(&hdr, all);
+    if (!ret && !n) {
         return -ECONNRESET;
     }
     if (ret != sizeof(*msg) || (hdr.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) ||
-        msg->magic != ZP_MAGIC) {
-        close_all(fds, *nfds);
+        msg->magic != ZP_MAGIC || n > FDS_MAX) {
+        close_all(all, n);
         return -EPROTO;
     }
+    memcpy(fds, all, n * sizeof(int));
+    *nfds = n;
     return 1;
 }
 
@@ -354,6 +348,15 @@ static void close_fd(int *fd)
     if (*fd >= 0) {
         close(*fd);
         *fd = -1;
+    }
+}
+
+/* The same of one that a peer can send to. */
+static void drop_socket(int *sock)
+{
+    if (*sock >= 0) {
+        close_socket(*sock);
+        *sock = -1;
     }
 }
 
@@ -631,13 +634,7 @@ static void receive_some(struct zpipe *zp)
  */
 void link_silence(struct zpipe *zp)
 {
-    char bytes[512];
-
-    for (int i = 0; i < 4; i++) {
-        if (recv(zp->bell, bytes, sizeof(bytes), MSG_DONTWAIT) <= 0) {
-            return;
-        }
-    }
+    discard_received(zp->bell, 4);
 }
 
 int link_poll(struct zpipe *zp, int timeout_ms)
@@ -711,7 +708,7 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     int ret;
 
     if (zp->broken || (zp->link != LINK_NONE && zp->link != LINK_DRAIN)) {
-        close(sock);
+        close_socket(sock);
         return zp->broken ? zp->broken : -EISCONN;
     }
     link_drop_peer(zp);
@@ -719,7 +716,7 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     zp->server = server;
     ret = prepare(zp);
     if (ret) {
-        close_fd(&zp->sock);
+        drop_socket(&zp->sock);
         link_drop_peer(zp);
         return ret;
     }
@@ -754,7 +751,7 @@ void link_drop_peer(struct zpipe *zp)
     zp->touching = zp->asleep = zp->rx.demand = false;
     close_fd(&zp->arena_fd);
     close_fd(&zp->peer_bell);
-    close_fd(&zp->bell);
+    drop_socket(&zp->bell);
     zp->link = LINK_NONE;
 }
 
@@ -778,8 +775,8 @@ static void end_link(struct zpipe *zp, bool readable)
     if (was_up) {
         tx_salvage(zp);
     }
-    close_fd(&zp->sock);
-    close_fd(&zp->bell);
+    drop_socket(&zp->sock);
+    drop_socket(&zp->bell);
     cma_close(zp);
     zp->peer_cma_read = false;
     set_timer(zp, 0);

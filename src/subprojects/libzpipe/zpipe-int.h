@@ -21,6 +21,7 @@
 #ifndef ZPIPE_INT_H
 #define ZPIPE_INT_H
 
+#include <sys/socket.h>
 #include "zpipe.h"
 #include "zpipe-proto.h"
 
@@ -237,8 +238,24 @@ enum { WATCH_SOCK = 1, WATCH_BELL, WATCH_TIMER };
 /* End the connection because of @err (negative errno); @text says why. */
 void link_fail(struct zpipe *zp, int err, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* As many descriptors as the kernel lets come with one packet. */
+#define ZP_FDS_RECEIVED 253
+
+union received_control {
+    struct cmsghdr align;
+    /* and credentials */
+    char space[CMSG_SPACE(ZP_FDS_RECEIVED * sizeof(int)) +
+               CMSG_SPACE(3 * sizeof(int))];
+};
+
 /* Close a descriptor that came from a peer, without waiting. */
 void close_received(int fd);
+/* Close a socket to a peer, whatever is in its queue. */
+void close_socket(int sock);
+/* Take so many packets, or pieces of a stream, and throw them away. */
+void discard_received(int sock, int times);
+/* The descriptors that came with a packet; returns their number. */
+int received_fds(struct msghdr *hdr, int *fds);
 /* No more of them can be taken, for the time being. */
 bool closing_too_many(void);
 /* Look at the descriptors that are ready. */

@@ -502,7 +502,9 @@ void zpipe_free(struct zpipe *zp)
     link_drop_peer(zp);
     free_kept(zp);
     cma_close(zp);
-    close_descriptor(zp->sock);
+    if (zp->sock >= 0) {
+        close_socket(zp->sock);
+    }
     close_descriptor(zp->timer);
     close_descriptor(zp->epfd);
     free(zp->tx.slots);

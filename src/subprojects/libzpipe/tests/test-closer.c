@@ -205,7 +205,7 @@ static int lingering_socket(int *listener)
     struct sockaddr_in addr = {
         .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)
     };
-    struct linger linger = { .l_onoff = 1, .l_linger = 60 };
+    struct linger linger = { .l_onoff = 1, .l_linger = 600 };
     socklen_t len = sizeof(addr);
     static char data[64 * KiB];
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -242,9 +242,76 @@ static void test_linger(void)
     victim_close(&v);
 }
 
+/* Send descriptors with some bytes, over any socket. */
+static void send_fds(int sock, const void *buf, size_t len, const int *fds,
+                     int n)
+{
+    RawPeer raw = { .sock = sock };
+
+    g_assert_true(raw_send_bytes(&raw, buf, len, fds, n));
+}
+
+enum { TOO_MANY, UNREAD, IN_BELL, IN_BELL_READ, IN_SOCKET, CASES };
+
+/* Descriptors that the library does not get to see, if it does not look. */
+static void test_hidden(const void *opaque)
+{
+    struct zp_msg msg = { .magic = ZP_MAGIC, .type = ZP_MSG_REGION_DEL };
+    int listener, fd = lingering_socket(&listener), many[3], sv[2];
+    Victim v;
+
+    victim_open(&v, true, 0);
+    switch (GPOINTER_TO_INT(opaque)) {
+    case TOO_MANY:
+        many[0] = many[1] = STDERR_FILENO;
+        many[2] = fd;
+        send_fds(v.raw->sock, &msg, sizeof(msg), many, 3);
+        close(fd);
+        g_assert_cmpint(victim_gone(&v), ==, -EPROTO);
+        break;
+    case UNREAD:
+        send_fds(v.raw->sock, &msg, sizeof(msg), &fd, 1);
+        close(fd);
+        break;
+    case IN_BELL:
+    case IN_BELL_READ:
+        send_fds(v.raw->bell, "x", 1, &fd, 1);
+        close(fd);
+        for (int i = 0; opaque == GINT_TO_POINTER(IN_BELL_READ) && i < 200;
+             i++) {
+            victim_run(&v);             /* it empties the bell now and then */
+            raw_kick(v.raw);
+        }
+        break;
+    default:
+        socket_pair(sv);
+        send_fds(sv[0], "x", 1, &fd, 1);
+        close(fd);
+        g_assert_true(raw_region(v.raw, 7, sv[1], 0, 4096, 0));
+        close(sv[0]);
+        close(sv[1]);
+        victim_run(&v);
+    }
+    zpipe_detach(v.zp);
+    close(listener);                    /* which resets it */
+    v.fds -= 2;
+    victim_close(&v);
+}
+
 int main(int argc, char **argv)
 {
+    static const char *const names[CASES] = {
+        "too-many", "unread", "in-bell", "in-bell-read", "in-socket"
+    };
+
     g_test_init(&argc, &argv, NULL);
+    /* a close() that waits, where it must not, ends the test */
+    alarm(100);
+    for (int i = 0; i < CASES; i++) {
+        g_autofree char *path = g_strdup_printf("/closer/hidden/%s", names[i]);
+
+        g_test_add_data_func(path, GINT_TO_POINTER(i), test_hidden);
+    }
     g_test_add_func("/closer/fuse", test_fuse);
     g_test_add_func("/closer/fuse-many", test_fuse_many);
     g_test_add_func("/closer/linger", test_linger);
