@@ -12,13 +12,18 @@
 #include <linux/fuse.h>
 #include <netinet/in.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include "victim.h"
 
+/*
+ * The server is a process that ends with the test: then all that waits for it
+ * gets an error.
+ */
 typedef struct Fuse {
     char *dir;
     int dev;
-    GThread *thread;
-    gint flushes;               /* the file was closed so often */
+    pid_t pid;
+    gint *flushes;              /* shared: the file was closed so often */
 } Fuse;
 
 static void fuse_answer(Fuse *f, uint64_t unique, int error, const void *data,
@@ -70,7 +75,7 @@ static void fuse_serve(Fuse *f, const struct fuse_in_header *in)
         fuse_answer(f, in->unique, 0, &open, sizeof(open));
         break;
     case FUSE_FLUSH:
-        g_atomic_int_inc(&f->flushes);      /* and no answer */
+        g_atomic_int_inc(f->flushes);       /* and no answer */
         break;
     case FUSE_FORGET:
     case FUSE_RELEASE:
@@ -80,15 +85,15 @@ static void fuse_serve(Fuse *f, const struct fuse_in_header *in)
     }
 }
 
-static gpointer fuse_main(gpointer opaque)
+static void fuse_main(Fuse *f)
 {
-    g_autofree uint8_t *buf = g_malloc(256 * KiB);
-    Fuse *f = opaque;
+    uint8_t *buf = g_malloc(256 * KiB);
 
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     while (read(f->dev, buf, 256 * KiB) > 0) {
         fuse_serve(f, (struct fuse_in_header *)buf);
     }
-    return NULL;
+    _exit(0);
 }
 
 static bool fuse_open(Fuse *f)
@@ -108,16 +113,25 @@ static bool fuse_open(Fuse *f)
         g_free(f->dir);
         return false;
     }
-    f->thread = g_thread_new("fuse", fuse_main, f);
+    f->flushes = mmap(NULL, sizeof(gint), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    f->pid = fork();
+    if (f->pid == 0) {
+        fuse_main(f);
+    }
+    close(f->dev);
     return true;
 }
 
 /* What waits for an answer gets an error. */
 static void fuse_close(Fuse *f)
 {
+    int status;
+
     umount2(f->dir, MNT_FORCE | MNT_DETACH);
-    g_thread_join(f->thread);
-    close(f->dev);
+    kill(f->pid, SIGKILL);
+    g_assert_cmpint(waitpid(f->pid, &status, 0), ==, f->pid);
+    munmap(f->flushes, sizeof(gint));
     g_assert_cmpint(rmdir(f->dir), ==, 0);
     g_free(f->dir);
 }
@@ -163,7 +177,7 @@ static void test_fuse(void)
     }
     fd = fuse_file(&f);
     expect_refusal(fd);
-    while (!g_atomic_int_get(&f.flushes)) {
+    while (!g_atomic_int_get(f.flushes)) {
         g_usleep(1000);
     }
     fuse_close(&f);
@@ -189,10 +203,10 @@ static void test_fuse_many(void)
         raw_turn(v.raw, NULL);
     }
     g_assert_cmpint(victim_gone(&v), ==, -EMFILE);
-    g_assert_cmpint(g_atomic_int_get(&f.flushes), <=, 40);
+    g_assert_cmpint(g_atomic_int_get(f.flushes), <=, 40);
     fuse_close(&f);
     close(fd);
-    v.fds -= 2;
+    v.fds -= 1;
     /* the threads get on, and so does the library */
     victim_close(&v);
     victim_open(&v, true, 0);
