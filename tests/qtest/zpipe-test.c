@@ -850,9 +850,15 @@ static void test_migration(const void *data)
 /* The kinds of CPR in which a chardev would have to go over are refused. */
 static void test_cpr(void)
 {
+    g_autofree char *other = NULL;
     Test t;
 
     test_begin(&t, "server=on,wait=off", "");
+    /* the newest blocker is the one that is told; RAM may have one, too */
+    other = g_strdup_printf("%s/other", t.dir);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-add',"
+        "'arguments': {'id': 'x', 'backend': {'type': 'zpipe', 'data':"
+        "{'path': %s, 'server': true}}}}", other);
     qtest_qmp_assert_success(t.guest.qts, "{'execute':"
         "'migrate-set-parameters', 'arguments': {'mode': 'cpr-transfer'}}");
     expect_error(qtest_qmp(t.guest.qts, "{'execute': 'migrate', 'arguments':"
@@ -863,6 +869,8 @@ static void test_cpr(void)
                            "'path': '/nonexistent/c'}}]}}"), "zpipe");
     qtest_qmp_assert_success(t.guest.qts, "{'execute':"
         "'migrate-set-parameters', 'arguments': {'mode': 'normal'}}");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
+                             "'arguments': {'id': 'x'}}");
     transfer(&t, 100 * 1000, 100 * 1000, 3);
     test_end(&t);
 }
