@@ -44,6 +44,7 @@ void zpipe_totals_add(ZpipeTotals *sum, const ZpipeTotals *add)
 {
     add_lib(&sum->lib, &add->lib);
     sum->lost_bytes += add->lost_bytes;
+    sum->dropped_bytes += add->dropped_bytes;
     sum->closed += add->closed;
     sum->refused_clients += add->refused_clients;
     sum->cancelled += add->cancelled;
@@ -63,10 +64,13 @@ void zpipe_totals_add_handle(ZpipeTotals *sum, struct zpipe *zp)
 void zpipe_chr_totals(ZpipeChardev *s, ZpipeTotals *totals)
 {
     struct zpipe_stats stats;
+    struct zpipe_info info;
 
     QEMU_LOCK_GUARD(&s->lock);
     *totals = s->totals;
     zpipe_get_stats(s->zp, &stats);
+    zpipe_get_info(s->zp, &info);
+    stats.regions -= info.withheld_regions;
     add_lib(&totals->lib, &stats);
 }
 
@@ -118,6 +122,10 @@ static void add_connection(ZpipeInfo *info, struct zpipe *zp)
     zpipe_get_info(zp, &lib);
     info->has_peer_pid = true;
     info->peer_pid = lib.peer_pid;
+    info->has_peer_uid = true;
+    info->peer_uid = lib.peer_uid;
+    info->has_withheld_regions = true;
+    info->withheld_regions = lib.withheld_regions;
     info->has_ring_size = true;
     info->ring_size = lib.ring_bytes;
     info->has_peer_ring_size = true;
@@ -177,6 +185,7 @@ static ZpipeInfo *info_new(ZpipeChardev *s)
     info->peer_regions = totals.lib.peer_regions;
     info->connects = totals.lib.connects;
     info->lost_bytes = totals.lost_bytes;
+    info->dropped_bytes = totals.dropped_bytes;
     info->counts = count_list(&totals.lib);
     info->fallbacks = fallback_list(&totals.lib);
     info->error = s->error && *s->error ? g_strdup(s->error) : NULL;

@@ -33,14 +33,18 @@ typedef struct ZpipeVM ZpipeVM;
  * struct ZpipeTotals: counters of a chardev, or of all
  * @lib: those of the library, over all handles
  * @lost_bytes: bytes that a peer had not taken when it was given up
+ * @dropped_bytes: bytes that were not accepted from a front end that cannot
+ *       wait, since there was no peer
  * @closed: times that the front end was told that the peer is gone
  * @refused_clients: clients sent away since there was one
  * @cancelled: times that requests were taken back from the peer
- * @ram_refused: blocks of guest RAM that could not be shared
+ * @ram_refused: blocks of guest RAM that could not be shared, or were not
+ *       shown to a peer that could have written them
  */
 typedef struct ZpipeTotals {
     struct zpipe_stats lib;
     uint64_t lost_bytes;
+    uint64_t dropped_bytes;
     uint64_t closed;
     uint64_t refused_clients;
     uint64_t cancelled;
@@ -60,7 +64,7 @@ struct ZpipeChardev {
 
     /* Set by open. */
     char *path;
-    bool server, wait, share_ram;
+    bool server, wait, share_ram, trusted_peer;
     int64_t reconnect_ms, hold_ms;
     struct zpipe_config config;
     bool registered_yank;
@@ -77,6 +81,7 @@ struct ZpipeChardev {
     ZpipeTotals totals;                 /* of earlier handles */
 
     /* The context's thread only. */
+    unsigned cancel_reads, cancel_writes;   /* under way: accept no more */
     GSource *source;
     int listener;
     dev_t listener_dev;                 /* of the socket's file */
@@ -84,9 +89,12 @@ struct ZpipeChardev {
     bool started;                       /* false: wait for the VM */
     bool ended;                         /* the peer has ended the stream */
     bool reported;                      /* why it cannot connect */
+    bool withheld;                      /* reported that RAM is not shown */
     enum zpipe_state seen;
     int64_t attached_us;                /* begin of the handshake */
     int64_t reconnect_us, hold_us;      /* when; 0: not at all */
+    int64_t left_us;                    /* for what a peer left to be read */
+    uint64_t left_offset;               /* how far that is */
     int64_t drain_us, drain_until_us;   /* before it is stopped */
     int64_t patience_us;                /* for a path that is in use still */
     char *error;                        /* of the last connection */

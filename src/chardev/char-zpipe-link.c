@@ -11,7 +11,9 @@
  * it a new handle is made: the next peer finds the beginning of a stream, not
  * the rest of an old one.
  *
- * A peer that ends its stream has hung up, as with a socket.
+ * A peer that ends its stream has hung up, as with a socket.  One that leaves
+ * without that may have left data: the front end is told when it has them, or
+ * reads no more of them.
  *
  * An incoming VM starts to look for a peer when it first runs.  Until it has
  * one, the guest is left in the belief that it still has the one it had, and
@@ -39,6 +41,8 @@
 /* Before it, for the peer to read what it has been sent; to look how it is. */
 #define DRAIN_US (1000 * 1000)
 #define DRAIN_STEP_US (5 * 1000)
+/* For a front end to read what a peer left, since it last read some of it. */
+#define LEFT_US (1000 * 1000)
 
 static int64_t now_us(void)
 {
@@ -91,8 +95,14 @@ static void retry_later(ZpipeChardev *s)
     }
 }
 
+static void give_up(ZpipeChardev *s);
+
 static int attach(ZpipeChardev *s, int sock)
 {
+    if (s->left_us) {
+        give_up(s);
+    }
+
     QEMU_LOCK_GUARD(&s->lock);
     s->attached_us = now_us();
     s->ended = false;
@@ -131,13 +141,16 @@ void zpipe_link_close(ZpipeChardev *s)
     if (s->listener < 0) {
         return;
     }
-    close(s->listener);
-    s->listener = -1;
-    /* another server may have replaced the file */
+    /*
+     * Another server may have replaced the file, if somebody removed it.  None
+     * does while we listen: so look, and remove it, before that ends.
+     */
     if (stat(s->path, &st) == 0 && st.st_dev == s->listener_dev &&
         st.st_ino == s->listener_ino) {
         unlink(s->path);
     }
+    close(s->listener);
+    s->listener = -1;
 }
 
 static int open_path(ZpipeChardev *s)
@@ -181,6 +194,14 @@ static void take_client(ZpipeChardev *s, int sock)
 {
     enum zpipe_state state = state_of(s);
 
+    if (state == ZPIPE_CONNECTED) {
+        /* a peer that was restarted: has the old one gone, unnoticed yet? */
+        WITH_QEMU_LOCK_GUARD(&s->lock) {
+            zpipe_chr_reap_locked(s);
+        }
+        zpipe_link_check(s);
+        state = state_of(s);
+    }
     if (state == ZPIPE_CONNECTING &&
         now_us() > s->attached_us + HANDSHAKE_US) {
         WITH_QEMU_LOCK_GUARD(&s->lock) {
@@ -243,7 +264,7 @@ static void give_up(ZpipeChardev *s)
 {
     Chardev *chr = CHARDEV(s);
 
-    s->hold_us = 0;
+    s->hold_us = s->left_us = 0;
     s->ended = false;
     if (!chr->be_open) {
         return;
@@ -257,6 +278,28 @@ static void give_up(ZpipeChardev *s)
     renew(s);
 }
 
+/*
+ * Is there more to read from a peer that has gone?  Gives it up when there is
+ * not; returns false then.
+ */
+static bool left_over(ZpipeChardev *s)
+{
+    struct zpipe_info info;
+
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        zpipe_get_info(s->zp, &info);
+    }
+    if (!info.draining) {
+        give_up(s);
+        return false;
+    }
+    if (!s->left_us || info.rx_offset != s->left_offset) {
+        s->left_offset = info.rx_offset;
+        s->left_us = now_us() + LEFT_US;
+    }
+    return true;
+}
+
 static void lost(ZpipeChardev *s)
 {
     keep_error(s);
@@ -264,7 +307,7 @@ static void lost(ZpipeChardev *s)
     if (s->hold_ms && !s->ended) {
         s->hold_us = now_us() + s->hold_ms * 1000;
     } else {
-        give_up(s);
+        left_over(s);
     }
     retry_later(s);
 }
@@ -280,11 +323,30 @@ static void not_connected(ZpipeChardev *s)
     retry_later(s);
 }
 
+/* RAM that is not shown: all goes, but not as share-ram=on promised. */
+static void check_withheld(ZpipeChardev *s)
+{
+    struct zpipe_info info;
+
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        zpipe_get_info(s->zp, &info);
+        s->totals.ram_refused += info.withheld_regions;
+    }
+    if (info.withheld_regions && !s->withheld) {
+        warn_report("chardev %s: guest RAM is not shared with this peer: its "
+                    "user (%u) could write it; set seal-write=on of "
+                    "memory-backend-memfd, or trusted-peer=on",
+                    CHARDEV(s)->label, info.peer_uid);
+        s->withheld = true;
+    }
+}
+
 static void connected(ZpipeChardev *s)
 {
     Chardev *chr = CHARDEV(s);
 
     trace_zpipe_chr_connected(chr->label);
+    check_withheld(s);
     s->hold_us = s->reconnect_us = s->patience_us = 0;
     s->reported = false;
     if (!chr->be_open) {
@@ -303,7 +365,7 @@ bool zpipe_link_check(ZpipeChardev *s)
     }
     s->seen = state_of(s);
     if (s->seen == was) {
-        return false;
+        return s->left_us && !left_over(s);
     }
     if (s->seen == ZPIPE_CONNECTED) {
         connected(s);
@@ -399,19 +461,25 @@ void zpipe_link_tick(ZpipeChardev *s)
             s->hold_us = now_us() + HANDSHAKE_US;
         }
     }
+    if (is_due(s->left_us)) {
+        give_up(s);
+    }
 }
 
 int64_t zpipe_link_deadline(ZpipeChardev *s)
 {
-    int64_t a = s->reconnect_us, b = s->hold_us;
+    int64_t times[] = { s->reconnect_us, s->hold_us, s->left_us };
+    int64_t first = -1;
 
     if (s->drain_us) {
         return s->drain_us;
     }
-    if (!s->started || (!a && !b)) {
-        return -1;
+    for (int i = 0; i < ARRAY_SIZE(times) && s->started; i++) {
+        if (times[i] && (first < 0 || times[i] < first)) {
+            first = times[i];
+        }
     }
-    return a && b ? MIN(a, b) : a ? a : b;
+    return first;
 }
 
 /* ------------------------------------------------------------ waiting */

@@ -20,6 +20,7 @@
 #include "qemu/osdep.h"
 #include "exec/cpu-common.h"
 #include "exec/ramlist.h"
+#include "migration/blocker.h"
 #include "migration/misc.h"
 #include "migration/postcopy-ram.h"
 #include "monitor/hmp.h"
@@ -49,6 +50,7 @@ struct ZpipeVM {
     RAMBlockNotifier ram;
     QLIST_HEAD(, SharedBlock) blocks;
     bool discard_disabled, warned;
+    Error *cpr_blocker;
 };
 
 /* ------------------------------------------------------------- guest RAM */
@@ -216,7 +218,8 @@ static int migration_cb(NotifierWithReturn *n, MigrationEvent *e, Error **errp)
 enum {
     STAT_KICKS, STAT_KICKS_SAVED, STAT_CONNECTS, STAT_RESUMED, STAT_CLOSED,
     STAT_LOST_BYTES, STAT_REFUSED_CLIENTS, STAT_CANCELLED, STAT_REGIONS,
-    STAT_RAM_REFUSED, STAT_PEER_REGIONS, STAT_REFUSED_REGIONS,
+    STAT_DROPPED_BYTES, STAT_RAM_REFUSED, STAT_PEER_REGIONS,
+    STAT_REFUSED_REGIONS,
     STAT_CMA_ERRORS, STAT_CONSOLE_DROPPED, STAT_OTHERS
 };
 
@@ -227,6 +230,7 @@ static const HotpathStat other_stats[STAT_OTHERS] = {
     [STAT_RESUMED] = { "zpipe-reconnects", STATS_TYPE_CUMULATIVE },
     [STAT_CLOSED] = { "zpipe-closed", STATS_TYPE_CUMULATIVE },
     [STAT_LOST_BYTES] = { "zpipe-lost-bytes", STATS_TYPE_CUMULATIVE },
+    [STAT_DROPPED_BYTES] = { "zpipe-dropped-bytes", STATS_TYPE_CUMULATIVE },
     [STAT_REFUSED_CLIENTS] = { "zpipe-refused-clients",
                                STATS_TYPE_CUMULATIVE },
     [STAT_CANCELLED] = { "zpipe-cancelled", STATS_TYPE_CUMULATIVE },
@@ -262,6 +266,7 @@ static void put_others(uint64_t *v, const ZpipeTotals *t)
     v[STAT_RESUMED] = t->lib.resumed;
     v[STAT_CLOSED] = t->closed;
     v[STAT_LOST_BYTES] = t->lost_bytes + char_async_counters.lost_bytes;
+    v[STAT_DROPPED_BYTES] = t->dropped_bytes;
     v[STAT_REFUSED_CLIENTS] = t->refused_clients;
     v[STAT_CANCELLED] = t->cancelled;
     v[STAT_REGIONS] = t->lib.regions;
@@ -350,9 +355,14 @@ bool zpipe_vm_attach(ZpipeChardev *s, bool share, Error **errp)
     vm->vmstate = qemu_add_vm_change_state_handler(vm_changed, vm);
     migration_add_notifier_modes(&vm->migration, migration_cb,
                                  BIT(MIG_MODE_NORMAL) |
-                                 BIT(MIG_MODE_CPR_REBOOT) |
-                                 BIT(MIG_MODE_CPR_TRANSFER) |
-                                 BIT(MIG_MODE_CPR_EXEC));
+                                 BIT(MIG_MODE_CPR_REBOOT));
+    error_setg(&vm->cpr_blocker, "chardev %s: a zpipe does not go over to "
+               "another QEMU by cpr-transfer or cpr-exec", CHARDEV(s)->label);
+    if (migrate_add_blocker_modes(&vm->cpr_blocker,
+                                  BIT(MIG_MODE_CPR_TRANSFER) |
+                                  BIT(MIG_MODE_CPR_EXEC), errp) < 0) {
+        return false;
+    }
     return !share || share_ram(vm, errp);
 }
 
@@ -372,6 +382,7 @@ void zpipe_vm_detach(ZpipeChardev *s)
         }
         ram_block_discard_disable(false);
     }
+    migrate_del_blocker(&vm->cpr_blocker);
     migration_remove_notifier(&vm->migration);
     qemu_del_vm_change_state_handler(vm->vmstate);
     g_free(vm);
@@ -384,16 +395,23 @@ static void print_info(Monitor *mon, const ZpipeInfo *info)
                    info->server ? "server" : "client",
                    ZpipeState_str(info->state));
     if (info->has_peer_pid) {
-        monitor_printf(mon, ", peer pid %" PRId64 ", rings %" PRIu64 " and "
-                       "%" PRIu64 " bytes, cma read %s, write %s",
-                       info->peer_pid, info->ring_size, info->peer_ring_size,
+        monitor_printf(mon, ", peer pid %" PRId64 " uid %" PRId64 ", rings %"
+                       PRIu64 " and %" PRIu64 " bytes, cma read %s, write %s",
+                       info->peer_pid, info->peer_uid, info->ring_size,
+                       info->peer_ring_size,
                        info->cma_read ? "yes" : "no",
                        info->cma_write ? "yes" : "no");
     }
+    if (info->has_withheld_regions && info->withheld_regions) {
+        monitor_printf(mon, "\n  RAM blocks not shown, the peer could write "
+                       "them: %" PRIu64, info->withheld_regions);
+    }
     monitor_printf(mon, "\n  connects %" PRIu64 ", lost bytes %" PRIu64
+                   ", dropped bytes %" PRIu64
                    ", requests tx %" PRIu64 " rx %" PRIu64
                    ", RAM blocks %" PRIu64 ", peer's regions %" PRIu64 "\n",
-                   info->connects, info->lost_bytes, info->tx_requests,
+                   info->connects, info->lost_bytes, info->dropped_bytes,
+                   info->tx_requests,
                    info->rx_requests, info->regions, info->peer_regions);
     for (ZpipeCountList *c = info->counts; c; c = c->next) {
         monitor_printf(mon, "  %-8s tx %10" PRIu64 " messages %14" PRIu64

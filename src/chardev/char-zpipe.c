@@ -199,6 +199,10 @@ static int submit(Chardev *chr, CharAsyncReq *req, bool write)
     ZpipeOp *op = g_new0(ZpipeOp, 1);
     int ret;
 
+    if (write ? s->cancel_writes : s->cancel_reads) {
+        g_free(op);
+        return -ECANCELED;
+    }
     op->zr.iov = req->iov;
     op->zr.iovcnt = req->iovcnt;
     op->zr.min = req->min;
@@ -239,8 +243,14 @@ static void zpipe_chr_submit_flush(Chardev *chr)
     kick_locked(s);
 }
 
+/*
+ * A callback may submit anew, when its request was one that had completed.
+ * That would outlive this function, and its callers rely on there being none.
+ */
 static void cancel_all(ZpipeChardev *s, bool reads, bool writes)
 {
+    s->cancel_reads += reads;
+    s->cancel_writes += writes;
     WITH_QEMU_LOCK_GUARD(&s->lock) {
         if ((reads && s->rx_requests) || (writes && s->tx_requests)) {
             s->totals.cancelled++;
@@ -250,6 +260,8 @@ static void cancel_all(ZpipeChardev *s, bool reads, bool writes)
         }
     }
     run_callbacks(s);
+    s->cancel_reads -= reads;
+    s->cancel_writes -= writes;
 }
 
 void zpipe_chr_cancel_all(ZpipeChardev *s)
@@ -306,12 +318,12 @@ static int zpipe_chr_write(Chardev *chr, const uint8_t *buf, int len)
     ZpipeChardev *s = CHARDEV_ZPIPE(chr);
     ssize_t ret;
 
+    QEMU_LOCK_GUARD(&s->lock);
     if (!chr->be_open) {
+        s->totals.dropped_bytes += len;
         errno = EIO;
         return -1;
     }
-
-    QEMU_LOCK_GUARD(&s->lock);
     ret = try_write_locked(s, buf, len);
     if (ret == -EAGAIN) {
         if (zpipe_chr_reap_locked(s)) {
@@ -327,6 +339,8 @@ static int zpipe_chr_write(Chardev *chr, const uint8_t *buf, int len)
         if (ret == -EAGAIN && zpipe_state(s->zp) == ZPIPE_CONNECTED) {
             errno = EAGAIN;
         } else {
+            /* no peer, for the time being: who writes so does not wait */
+            s->totals.dropped_bytes += len;
             kick_locked(s);
             errno = EIO;
         }
@@ -597,6 +611,11 @@ static bool check_options(const ChardevZpipe *opts, Error **errp)
     if (!server && !check_client(opts, errp)) {
         return false;
     }
+    if (opts->has_trusted_peer && opts->trusted_peer &&
+        !(opts->has_share_ram && opts->share_ram)) {
+        error_setg(errp, "zpipe: trusted-peer=on is only for share-ram=on");
+        return false;
+    }
     return check_sizes(opts, errp);
 }
 
@@ -608,11 +627,15 @@ static void take_options(ZpipeChardev *s, const ChardevZpipe *opts)
     s->server = opts->has_server && opts->server;
     s->wait = opts->has_wait && opts->wait;
     s->share_ram = opts->has_share_ram && opts->share_ram;
+    s->trusted_peer = opts->has_trusted_peer && opts->trusted_peer;
     s->reconnect_ms = opts->has_reconnect_ms ? opts->reconnect_ms : 0;
     s->hold_ms = opts->has_hold_ms ? opts->hold_ms : 3 * s->reconnect_ms;
 
     config->size = sizeof(*config);
     config->flags = ZPIPE_PERSISTENT | ZPIPE_READS_PRIVATE;
+    if (s->trusted_peer) {
+        config->flags |= ZPIPE_TRUST_PEER;
+    }
     if (opts->has_cma && opts->cma) {
         config->flags |= ZPIPE_CMA_USE;
         if (s->share_ram) {
@@ -772,6 +795,8 @@ static void zpipe_chr_parse(QemuOpts *opts, ChardevBackend *backend,
     zpipe->ring_size = qemu_opt_get_size(opts, "ring-size", 0);
     zpipe->has_share_ram = true;
     zpipe->share_ram = qemu_opt_get_bool(opts, "share-ram", false);
+    zpipe->has_trusted_peer = true;
+    zpipe->trusted_peer = qemu_opt_get_bool(opts, "trusted-peer", false);
     zpipe->has_cma = true;
     zpipe->cma = qemu_opt_get_bool(opts, "cma", false);
     zpipe->has_peer_ram = qemu_opt_find(opts, "peer-ram");

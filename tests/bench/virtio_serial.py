@@ -90,7 +90,8 @@ class SerialMachine:
         self.vm.set_machine('pc,memory-backend=m')
         self.vm.add_args(
             '-nodefaults', '-m', '128M', '-object',
-            'memory-backend-memfd,id=m,size=128M,share=on', '-device',
+            'memory-backend-memfd,id=m,size=128M,share=on,seal-write=on',
+            '-device',
             f'virtio-serial-pci,id=s,addr={SLOT:02x}.0,disable-modern=on,'
             'vectors=0,max_ports=2', '-chardev', chardev, '-device',
             'virtserialport,bus=s.0,nr=1,chardev=c')

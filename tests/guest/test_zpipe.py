@@ -2,14 +2,16 @@
 """A guest's port on a zpipe: every byte, whatever happens meanwhile."""
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
 
 from guest import Guest, GuestFailure, hotpath_counters, is_base_build
-from hotpath_paths import qemu_binary, report_dir
+from hotpath_paths import BUILD, link_firmware, qemu_binary, report_dir
 from zpipe_peer import Peer, stream_program
 
 GIB = 1 << 30
@@ -74,11 +76,17 @@ class ShellGuest(Guest):
     """A guest that does what it is told."""
 
     def __init__(self, name, chardevs, **options):
-        """@chardevs: {name of the port: options of its chardev}"""
+        """
+        @chardevs: {name of the port: options of its chardev}
+        @kind: of the chardevs
+        @serial: properties of the device
+        """
         args = list(options.pop('args', ()))
-        args += ['-device', 'virtio-serial-pci,id=zserial']
+        kind = options.pop('kind', 'zpipe')
+        args += ['-device', 'virtio-serial-pci,id=zserial'
+                 + options.pop('serial', '')]
         for port, text in chardevs.items():
-            args += ['-chardev', f'zpipe,id={port},{text}', '-device',
+            args += ['-chardev', f'{kind},id={port},{text}', '-device',
                      f'virtserialport,bus=zserial.0,chardev={port},'
                      f'name={port}']
         options.setdefault('timeout', 300)
@@ -167,7 +175,8 @@ class OneGuest(ZpipeTest):
              'z1': f'path={cls.home}/z1,{common},cma=on',
              'z2': f'path={cls.home}/z2,{common},share-ram=on,mechanism=map'},
             machine='q35,memory-backend=m', qemu=qemu_without_ptrace(cls.home),
-            args=['-object', 'memory-backend-memfd,id=m,size=256M,share=on'])
+            args=['-object', 'memory-backend-memfd,id=m,size=256M,share=on,'
+                  'seal-write=on'])
         cls.guest.__enter__()
         cls.addClassCleanup(cls.guest.close)
         cls.guest.wait_result('ready')
@@ -294,6 +303,155 @@ class OneGuest(ZpipeTest):
                 status, text = guest.told()
                 self.assertEqual(status, 0, text)
             other.end()
+
+
+class Packed(ZpipeTest):
+    """Packed rings: elements are given back to the queue in another way."""
+
+    def test_stop_reset_and_streams(self):
+        size = 64 * MIB
+        with ShellGuest('zpipe-packed', {
+                'z0': f'path={self.folder}/z0,server=on,wait=off,'
+                      'hold-ms=20000'}, serial=',packed=on') as guest:
+            guest.wait_result('ready')
+            # feature 34 is VIRTIO_F_RING_PACKED
+            features = guest.run('cat /sys/bus/virtio/drivers/virtio_console/'
+                                 'virtio*/features >/tmp/out; : >/tmp/in')
+            self.assertEqual(features.split()[-1][34], '1')
+            peer = self.peer(f'{self.folder}/z0', send=(size, 11),
+                             receive=(size, 22))
+            guest.wait_info('z0', lambda x: x['state'] == 'connected',
+                            'connected')
+            guest.tell(f'both z0 {size} 11 {size} 22')
+            for _ in range(5):
+                # what the peer has not begun with goes back to the queue
+                guest.vm.cmd('stop')
+                time.sleep(0.05)
+                guest.vm.cmd('cont')
+                time.sleep(0.2)
+            status, text = guest.told()
+            self.assertEqual(status, 0, text)
+            self.assertEqual(peer.finish(60)['received'], size)
+            guest.end()
+
+
+class SocketPeer(threading.Thread):
+    """Reads all that a socket chardev sends."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.data = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX)
+        for _ in range(500):
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                time.sleep(0.02)
+        self.start()
+
+    def run(self):
+        with self._socket:
+            while data := self._socket.recv(65536):
+                self.data += data
+
+
+def base_binary():
+    """The unpatched QEMU; skips the test if it is not built."""
+    path = BUILD / 'base' / 'out' / 'qemu-system-x86_64'
+    named = os.environ.get('QEMU_BASE', str(path))
+    if not os.access(named, os.X_OK):
+        raise unittest.SkipTest(f'there is no {named}: "make build-base", or '
+                                'name one in QEMU_BASE')
+    link_firmware(Path(named).parent)
+    return Path(named)
+
+
+class Unpatched(ZpipeTest):
+    """The state that is migrated is that of upstream, in both directions."""
+    SIZE = 48 * MIB
+
+    def machine(self, name, kind, path, **options):
+        """A guest whose port goes to a socket, or to a zpipe."""
+        return ShellGuest(name, {'z0': f'path={path},server=on,wait=off'},
+                          kind=kind, **options)
+
+    def reader(self, kind, path, output):
+        if kind == 'zpipe':
+            return self.peer(path, '--reconnect=20', output=output)
+        return SocketPeer(path)
+
+    def move(self, source, target, uri):
+        source.vm.cmd('migrate', uri=uri)
+        while True:
+            state = source.vm.cmd('query-migrate')['status']
+            if state == 'completed':
+                return
+            self.assertNotEqual(state, 'failed')
+            source.check_time('migration completed')
+            time.sleep(0.05)
+
+    def go(self, kinds, binaries):
+        """A guest writes a stream, and is moved meanwhile."""
+        uri, name = f'unix:{self.folder}/migration', '-'.join(kinds)
+        paths = [self.folder / 'first', self.folder / 'second']
+        files = [open(self.folder / f'{x}-data', 'w+b') for x in 'ab']
+        for file in files:
+            self.addCleanup(file.close)
+        with self.machine(f'zpipe-from-{name}', kinds[0], paths[0],
+                          qemu=binaries[0]) as source, \
+                self.machine(f'zpipe-to-{name}', kinds[1], paths[1],
+                             qemu=binaries[1],
+                             args=('-incoming', uri)) as target:
+            source.wait_result('ready')
+            readers = [self.reader(kinds[0], paths[0], files[0])]
+            if kinds[1] == 'socket':
+                readers.append(SocketPeer(paths[1]))
+            source.tell('exec 4<>"$(port z0)"; sleep 1; '
+                        f'stream make {self.SIZE} 7 >&4; sleep 3')
+            time.sleep(2)
+            self.move(source, target, uri)
+            if kinds[1] == 'zpipe':
+                readers.append(self.reader(kinds[1], paths[1], files[1]))
+            status, text = target.told()
+            self.assertEqual(status, 0, text)
+            target.end()
+        return self.collect(kinds, readers, files)
+
+    def collect(self, kinds, readers, files):
+        parts = []
+        for kind, reader, file in zip(kinds, readers, files):
+            if kind == 'zpipe':
+                reader.zpipe.terminate()
+                reader.zpipe.wait(20)
+                file.seek(0)
+                parts.append(file.read())
+            else:
+                reader.join(20)
+                parts.append(bytes(reader.data))
+        self.assertGreater(len(parts[1]), 0)
+        self.assertTrue(b''.join(parts) == stream_bytes(self.SIZE, 7),
+                        f'{[len(x) for x in parts]} of {self.SIZE} bytes')
+
+    def test_sockets_to_base(self):
+        self.go(('socket', 'socket'), (qemu_binary(), base_binary()))
+
+    def test_sockets_from_base(self):
+        self.go(('socket', 'socket'), (base_binary(), qemu_binary()))
+
+    def test_zpipe_to_base(self):
+        """A zpipe leaves nothing in the state that upstream does not know."""
+        self.go(('zpipe', 'socket'), (qemu_binary(), base_binary()))
+
+    def test_base_to_zpipe(self):
+        self.go(('socket', 'zpipe'), (base_binary(), qemu_binary()))
+
+    def test_base_refuses_the_chardev(self):
+        done = subprocess.run([base_binary(), '-M', 'none', '-chardev',
+                               'zpipe,id=a,path=/nonexistent/x'], text=True,
+                              stderr=subprocess.PIPE, check=False, timeout=30)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn('zpipe', done.stderr)
 
 
 def stream_bytes(size, seed):

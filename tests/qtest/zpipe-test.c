@@ -481,9 +481,12 @@ static void test_both_ways(const void *data)
     test_end(&t);
 }
 
-/* A backing store that the peer can look at. */
-#define SHARED_RAM "-object memory-backend-memfd,id=mem,size=64M,share=on " \
-                   "-machine memory-backend=mem"
+/* A backing store that the peer can look at, and nobody else can write. */
+#define SHARED_RAM "-object memory-backend-memfd,id=mem,size=64M,share=on," \
+                   "seal-write=on -machine memory-backend=mem"
+/* One that the peer, which has QEMU's user, could open for writing. */
+#define UNSEALED_RAM "-object memory-backend-memfd,id=mem,size=64M,share=on " \
+                     "-machine memory-backend=mem"
 
 /* The guest's own memory is what the peer sees. */
 static void test_view(void)
@@ -510,11 +513,152 @@ static void test_view(void)
     test_end(&t);
 }
 
+/* The memfd of QEMU's, opened by one who has all rights. */
+static int open_ram(QTestState *qts)
+{
+    g_autofree char *fds = g_strdup_printf("/proc/%d/fd", qtest_pid(qts));
+    g_autoptr(GDir) dir = g_dir_open(fds, 0, NULL);
+    const char *name;
+
+    g_assert_nonnull(dir);
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *path = g_build_filename(fds, name, NULL);
+        g_autofree char *file = g_file_read_link(path, NULL);
+
+        if (file && strstr(file, "memfd:memory-backend-memfd")) {
+            g_assert_cmpint(chmod(path, 0600), ==, 0);
+            return open(path, O_RDWR);
+        }
+    }
+    return -1;
+}
+
+static void test_sealed_ram(void)
+{
+    void *p;
+    Test t;
+    int fd;
+
+    test_begin(&t, "server=on,wait=off,share-ram=on", SHARED_RAM);
+    fd = open_ram(t.guest.qts);
+    g_assert_cmpint(fd, >=, 0);
+    p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    g_assert_true(p == MAP_FAILED);
+    g_assert_cmpint(errno, ==, EPERM);
+    g_assert_cmpint(pwrite(fd, "x", 1, 0), <, 0);
+    g_assert_cmpint(ftruncate(fd, 0), <, 0);
+    close(fd);
+    /* the guest's writes are QEMU's, and it goes on */
+    transfer(&t, 300 * 1000, 300 * 1000, 3);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-shared-ram-blocks"), >, 0);
+    test_end(&t);
+}
+
+/* This process has QEMU's user: it gets the bytes, but not the memory. */
+static void test_withheld(const void *data)
+{
+    bool trusted = data;
+    Test t;
+
+    test_begin(&t, trusted ? "server=on,wait=off,mechanism=map,share-ram=on,"
+                             "trusted-peer=on"
+                           : "server=on,wait=off,mechanism=map,share-ram=on",
+               UNSEALED_RAM);
+    transfer(&t, 300 * 1000, 300 * 1000, 3);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-shared-ram-blocks") > 0, ==,
+                    trusted);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-share-ram-refused") > 0, ==,
+                    !trusted);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-fallback-peer-untrusted") > 0,
+                    ==, !trusted);
+    test_end(&t);
+}
+
+/* RAM that comes and goes is shown and taken away. */
+static void test_ram_plug(void)
+{
+    uint64_t blocks;
+    Test t;
+
+    test_begin(&t, "server=on,wait=off,share-ram=on,mechanism=map",
+               SHARED_RAM " -m 64M,slots=2,maxmem=1G");
+    blocks = stat_of(t.guest.qts, "zpipe-shared-ram-blocks");
+    transfer(&t, 100 * 1000, 100 * 1000, 3);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'object-add',"
+        "'arguments': {'qom-type': 'memory-backend-memfd', 'id': 'more',"
+        "'size': 134217728, 'share': true, 'seal-write': true}}");
+    qtest_qmp_device_add(t.guest.qts, "pc-dimm", "dimm", "{'memdev': 'more'}");
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-shared-ram-blocks"), ==,
+                    blocks + 1);
+    transfer(&t, 200 * 1000, 200 * 1000, 3);
+    /* the guest ejects it: docs/specs/acpi_mem_hotplug.rst */
+    qtest_qmp_device_del_send(t.guest.qts, "dimm");
+    qtest_outl(t.guest.qts, 0xa00, 0);
+    qtest_outb(t.guest.qts, 0xa14, 1 << 3);
+    qtest_qmp_eventwait(t.guest.qts, "DEVICE_DELETED");
+    /* the memory stays until its object goes */
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'object-del',"
+                             "'arguments': {'id': 'more'}}");
+    wait_until(&t, stat_of(t.guest.qts, "zpipe-shared-ram-blocks") == blocks);
+    transfer(&t, 300 * 1000, 300 * 1000, 3);
+    test_end(&t);
+}
+
+static void expect_error(QDict *response, const char *word)
+{
+    QDict *error = qdict_get_qdict(response, "error");
+
+    g_assert_nonnull(error);
+    g_test_message("%s", qdict_get_str(error, "desc"));
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), word));
+    qobject_unref(response);
+}
+
+/* Memory that can be discarded is not shown, in either order. */
+static void test_virtio_mem(void)
+{
+    const char *ram = SHARED_RAM " -m 64M,slots=2,maxmem=1G "
+        "-object memory-backend-ram,id=vm0,size=128M";
+    QTestState *qts;
+    Test t;
+
+    test_begin(&t, "server=on,wait=off,share-ram=on", ram);
+    expect_error(qtest_qmp(t.guest.qts, "{'execute': 'device_add',"
+                           "'arguments': {'driver': 'virtio-mem-pci',"
+                           "'id': 'm', 'memdev': 'vm0'}}"), "iscard");
+    transfer(&t, 100 * 1000, 100 * 1000, 3);
+    test_end(&t);
+
+    qts = qtest_initf("-M pc -nodefaults %s "
+                      "-device virtio-mem-pci,id=m,memdev=vm0", ram);
+    expect_error(qtest_qmp(qts, "{'execute': 'chardev-add', 'arguments':"
+                           "{'id': 'x', 'backend': {'type': 'zpipe', 'data':"
+                           "{'path': '/nonexistent/x', 'share-ram': true}}}}"),
+                 "virtio-mem");
+    qtest_quit(qts);
+}
+
+static void test_bad_memory(void)
+{
+    QTestState *qts = qtest_init("-M pc -nodefaults -m 64");
+
+    expect_error(qtest_qmp(qts, "{'execute': 'object-add', 'arguments':"
+                           "{'qom-type': 'memory-backend-memfd', 'id': 'm',"
+                           "'size': 4096, 'seal': false,"
+                           "'seal-write': true}}"), "seal-write=on needs");
+    expect_error(qtest_qmp(qts, "{'execute': 'chardev-add', 'arguments':"
+                           "{'id': 'x', 'backend': {'type': 'zpipe', 'data':"
+                           "{'path': '/nonexistent/x',"
+                           "'trusted-peer': true}}}}"), "trusted-peer=on");
+    qtest_quit(qts);
+}
+
 /* A reset guest has its buffers back, whatever the peer looks at. */
 static void test_reset(const void *data)
 {
     const char *options = data;
     struct zpipe_req view = { };
+    uint64_t cancelled;
     Test t;
 
     test_begin(&t, options, SHARED_RAM);
@@ -525,7 +669,11 @@ static void test_reset(const void *data)
         zpipe_reap(t.peer->zp);
         g_usleep(1000);
     }
+    cancelled = stat_of(t.guest.qts, "zpipe-cancelled");
     qvirtio_reset(&t.guest.dev->vdev);
+    /* once: nothing was handed out anew while the device was told */
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-cancelled"), ==,
+                    cancelled + 1);
     g_assert_cmpint(qvirtio_get_features(&t.guest.dev->vdev), !=, 0);
     if (view.result > 0 && view.view) {
         zpipe_view_done(t.peer->zp, &view);
@@ -562,15 +710,20 @@ static void test_queue_reset(void)
     test_begin(&t, "server=on,wait=off", "");
     dev = t.guest.dev;
     config = dev->common_cfg_offset;
+    guest_post_in(&t.guest, 2);
+    wait_until(&t, requests(&t) == ELEMS);
     guest_post_out(&t.guest, 300 * 1000, CHAIN);
-    wait_until(&t, requests(&t) > 0);
+    wait_until(&t, requests(&t) > ELEMS);
     qpci_io_writew(dev->pdev, dev->bar,
                    config + offsetof(struct virtio_pci_common_cfg,
                                      queue_select), t.guest.out.vq->index);
     qpci_io_writew(dev->pdev, dev->bar,
                    config + offsetof(struct virtio_pci_modern_common_cfg,
                                      queue_reset), 1);
-    g_assert_cmpint(requests(&t), ==, 0);
+    /* the other queue's are where they were */
+    g_assert_cmpint(requests(&t), ==, ELEMS);
+    peer_write(t.peer, 100);
+    wait_until(&t, (guest_poll(&t.guest), t.guest.in.pos > 0));
 
     queue_init(&t.guest, &t.guest.out, t.guest.out.vq->index, false);
     transfer(&t, 300 * 1000, 300 * 1000, 3);
@@ -613,7 +766,7 @@ static void test_stop(const void *data)
 }
 
 typedef struct MigrationCase {
-    const char *from, *to, *name;
+    const char *from, *to, *name, *mode;
 } MigrationCase;
 
 static void wait_for_migration(QTestState *qts)
@@ -659,6 +812,10 @@ static void test_migration(const void *data)
     guest_post_out(&t.guest, 600 * 1000, CHAIN);
     peer_read(t.peer, 150 * 1000);
     wait_until(&t, !t.peer->reading);
+    if (c->mode) {
+        qtest_qmp_assert_success(from, "{'execute': 'migrate-set-parameters',"
+                                 "'arguments': {'mode': %s}}", c->mode);
+    }
     qtest_qmp_assert_success(from, "{'execute': 'migrate', 'arguments':"
                              "{'uri': %s}}", uri);
     wait_for_migration(from);
@@ -687,6 +844,34 @@ static void test_migration(const void *data)
     g_free(log);
     log = g_strdup_printf("%s/migrate", t.dir);
     g_unlink(log);
+    test_end(&t);
+}
+
+/* The kinds of CPR in which a chardev would have to go over are refused. */
+static void test_cpr(void)
+{
+    g_autofree char *other = NULL;
+    Test t;
+
+    test_begin(&t, "server=on,wait=off", "");
+    /* the newest blocker is the one that is told; RAM may have one, too */
+    other = g_strdup_printf("%s/other", t.dir);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-add',"
+        "'arguments': {'id': 'x', 'backend': {'type': 'zpipe', 'data':"
+        "{'path': %s, 'server': true}}}}", other);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute':"
+        "'migrate-set-parameters', 'arguments': {'mode': 'cpr-transfer'}}");
+    expect_error(qtest_qmp(t.guest.qts, "{'execute': 'migrate', 'arguments':"
+                           "{'channels': [{'channel-type': 'main', 'addr':"
+                           "{'transport': 'socket', 'type': 'unix', 'path':"
+                           "'/nonexistent/m'}}, {'channel-type': 'cpr',"
+                           "'addr': {'transport': 'socket', 'type': 'unix',"
+                           "'path': '/nonexistent/c'}}]}}"), "zpipe");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute':"
+        "'migrate-set-parameters', 'arguments': {'mode': 'normal'}}");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
+                             "'arguments': {'id': 'x'}}");
+    transfer(&t, 100 * 1000, 100 * 1000, 3);
     test_end(&t);
 }
 
@@ -943,6 +1128,8 @@ int main(int argc, char **argv)
           "async-to-classic" },
         { "server=on,wait=off,logfile=/dev/null", "server=on,wait=off",
           "classic-to-async" },
+        { "server=on,wait=off", "server=on,wait=off", "cpr-reboot",
+          "cpr-reboot" },
     };
     const char *given = g_getenv("HOTPATH_SEED");
     unsigned seed = g_random_int();
@@ -970,6 +1157,13 @@ int main(int argc, char **argv)
                         "server=on,wait=off,share-ram=on,mechanism=map",
                         test_reset);
     qtest_add_func("/zpipe/reset/queue", test_queue_reset);
+    qtest_add_func("/zpipe/ram/sealed", test_sealed_ram);
+    qtest_add_data_func("/zpipe/ram/withheld", NULL, test_withheld);
+    qtest_add_data_func("/zpipe/ram/trusted", "yes", test_withheld);
+    qtest_add_func("/zpipe/ram/plug", test_ram_plug);
+    qtest_add_func("/zpipe/ram/virtio-mem", test_virtio_mem);
+    qtest_add_func("/zpipe/ram/bad", test_bad_memory);
+    qtest_add_func("/zpipe/cpr", test_cpr);
     qtest_add_data_func("/zpipe/stop/private", "server=on,wait=off",
                         test_stop);
     qtest_add_data_func("/zpipe/stop/shared",

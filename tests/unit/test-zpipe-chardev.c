@@ -402,6 +402,7 @@ static void test_hold_ends(void)
 {
     ZpipeInfoList *list;
     uint8_t data[1000] = { };
+    uint64_t dropped = 0;
     Fixture f;
 
     setup_connected(&f, ",server=on,wait=off,hold-ms=100");
@@ -416,12 +417,19 @@ static void test_hold_ends(void)
     if (!f.closed) {
         list = qmp_query_zpipe(&error_abort);
         g_assert_cmpint(only_info(list)->state, ==, ZPIPE_STATE_HELD);
+        g_assert_cmpint(qemu_chr_fe_write(&f.fe, data, 5), ==, -1);
+        g_assert_cmpint(errno, ==, EIO);
+        dropped += 5;
         qapi_free_ZpipeInfoList(list);
     }
     wait_for(&f, f.closed);
+    /* it cannot wait, and is told so */
+    g_assert_cmpint(qemu_chr_fe_write(&f.fe, data, 7), ==, -1);
+    dropped += 7;
     list = qmp_query_zpipe(&error_abort);
     g_assert_cmpint(only_info(list)->state, ==, ZPIPE_STATE_DISCONNECTED);
     g_assert_cmpint(only_info(list)->lost_bytes, ==, sizeof(data));
+    g_assert_cmpint(only_info(list)->dropped_bytes, ==, dropped);
     g_assert_cmpint(only_info(list)->connects, ==, 1);
     qapi_free_ZpipeInfoList(list);
 
@@ -431,6 +439,98 @@ static void test_hold_ends(void)
     g_assert_cmpint(qemu_chr_fe_write(&f.fe, (void *)"y", 1), ==, 1);
     peer_read(&f, data, 1);
     g_assert_cmpint(data[0], ==, 'y');
+    teardown(&f);
+}
+
+/* A peer that leaves without a word: what it had written comes first. */
+static void test_left(void)
+{
+    uint8_t data[3000];
+    Fixture f;
+
+    fill(data, sizeof(data), 4);
+    setup_connected(&f, ",server=on,wait=off");
+    f.room = 0;
+    g_assert_cmpint(zpipe_try_write(f.peer, data, sizeof(data)), ==,
+                    sizeof(data));
+    zpipe_flush(f.peer);
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    for (int i = 0; i < 20; i++) {
+        turn(&f);
+    }
+    g_assert_cmpint(f.closed, ==, 0);
+    f.room = 1000;
+    qemu_chr_fe_accept_input(&f.fe);
+    wait_for(&f, f.closed);
+    g_assert_cmpmem(f.received->data, f.received->len, data, sizeof(data));
+
+    /* a front end that reads nothing keeps nobody */
+    dial(&f);
+    wait_for(&f, f.opened == 2 && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    f.room = 0;
+    g_assert_cmpint(zpipe_try_write(f.peer, data, 10), ==, 10);
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    wait_for(&f, f.closed == 2);
+
+    /* nor the next peer, to whom the rest of the old stream means nothing */
+    dial(&f);
+    wait_for(&f, f.opened == 3 && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    g_assert_cmpint(zpipe_try_write(f.peer, data, 10), ==, 10);
+    zpipe_free(f.peer);
+    dial(&f);
+    wait_for(&f, f.opened == 4 && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    g_assert_cmpint(f.closed, ==, 3);
+    f.room = INT_MAX;
+    g_assert_cmpint(zpipe_try_write(f.peer, "z", 1), ==, 1);
+    zpipe_flush(f.peer);
+    wait_for(&f, f.received->len == sizeof(data) + 1);
+    g_assert_cmpint(f.received->data[sizeof(data)], ==, 'z');
+    teardown(&f);
+}
+
+/* A client that gives up in the handshake leaves a main loop that sleeps. */
+static void test_failed_handshake(void)
+{
+    g_autofree uint8_t *data = g_malloc0(64 * 1024);
+    bool woken = false;
+    int sock;
+    Fixture f;
+
+    setup(&f, ",server=on,wait=off");
+    for (int i = 0; i < 3; i++) {
+        sock = zpipe_dial(f.path);
+        g_assert_cmpint(sock, >=, 0);
+        for (int k = 0; k < 20; k++) {
+            turn(&f);
+        }
+        g_assert_cmpint(send(sock, "nonsense", 8, MSG_NOSIGNAL), ==, 8);
+        close(sock);
+        for (int k = 0; k < 20; k++) {
+            turn(&f);
+        }
+    }
+    for (int i = 0; i < 50; i++) {
+        g_assert_false(g_main_context_iteration(NULL, false));
+    }
+
+    /* the same with a writer that waits for room, which will never come */
+    dial(&f);
+    wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    while (qemu_chr_fe_write(&f.fe, data, 64 * 1024) > 0) {
+        /* until it is full */
+    }
+    qemu_chr_fe_add_watch(&f.fe, G_IO_OUT | G_IO_HUP, writable, &woken);
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    wait_for(&f, f.closed && woken);
+    for (int k = 0; k < 20; k++) {
+        turn(&f);
+    }
+    for (int i = 0; i < 50; i++) {
+        g_assert_false(g_main_context_iteration(NULL, false));
+    }
     teardown(&f);
 }
 
@@ -475,6 +575,58 @@ static void submit(Fixture *f, Request *r, bool write)
                           : qemu_chr_fe_submit_read(&f->fe, &r->req), ==, 0);
     qemu_chr_fe_submit_flush(&f->fe);
     in_submit = false;
+}
+
+typedef struct Again {
+    Request first, second;
+    Fixture *f;
+    int ret;
+} Again;
+
+static void submit_again(void *opaque, CharAsyncReq *req)
+{
+    Again *a = opaque;
+
+    a->first.calls++;
+    a->ret = qemu_chr_fe_submit_write(&a->f->fe, &a->second.req);
+}
+
+/*
+ * A request that had completed when all were taken back: its callback wants to
+ * send more.  Whoever takes back relies on there being none afterwards.
+ */
+static void test_no_more_while_cancelled(void)
+{
+    uint8_t data[100] = { 1 }, back[100];
+    ZpipeInfoList *list;
+    Again a = { };
+    Fixture f;
+
+    setup_connected(&f, ",server=on,wait=off");
+    a.f = &f;
+    request_init(&a.first, data, sizeof(data));
+    request_init(&a.second, data, sizeof(data));
+    a.first.req.cb = submit_again;
+    a.first.req.opaque = &a;
+    submit(&f, &a.first, true);
+    /* the peer has it; the chardev has not looked yet */
+    while (zpipe_try_read(f.peer, back, sizeof(back)) == -EAGAIN) {
+        zpipe_reap(f.peer);
+    }
+    g_assert_cmpint(a.first.calls, ==, 0);
+    qemu_chr_async_cancel_all(f.chr);
+    g_assert_cmpint(a.first.calls, ==, 1);
+    g_assert_cmpint(a.first.req.result, ==, sizeof(data));
+    g_assert_cmpint(a.ret, ==, -ECANCELED);
+    list = qmp_query_zpipe(&error_abort);
+    g_assert_cmpint(only_info(list)->tx_requests, ==, 0);
+    qapi_free_ZpipeInfoList(list);
+
+    /* afterwards it may */
+    submit(&f, &a.second, true);
+    peer_read(&f, back, sizeof(back));
+    wait_for(&f, a.second.calls);
+    teardown(&f);
 }
 
 static void test_async(void)
@@ -814,7 +966,11 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/yank", test_yank);
     g_test_add_func("/zpipe/resume", test_resume);
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
+    g_test_add_func("/zpipe/left", test_left);
+    g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/async", test_async);
+    g_test_add_func("/zpipe/no-more-while-cancelled",
+                    test_no_more_while_cancelled);
     g_test_add_func("/zpipe/cancel", test_cancel);
     g_test_add_func("/zpipe/async-resume", test_async_resume);
     g_test_add_func("/zpipe/cancelled-by-core", test_cancelled_by_core);

@@ -48,10 +48,10 @@ struct AsyncQueue {
 
 struct VirtIOSerialAsync {
     CharFrontend *chr;
-    bool capable;               /* the chardev takes requests */
     bool running;               /* the VM runs */
     bool stalled;               /* the chardev does not want requests now */
     bool cutting;               /* do not keep what has begun */
+    bool resetting;             /* the driver is on its way out */
     AsyncQueue out, in;
 };
 
@@ -178,7 +178,7 @@ static bool port_open(AsyncQueue *q)
     bool guest_tells = virtio_vdev_has_feature(vdev,
                                                VIRTIO_CONSOLE_F_MULTIPORT);
 
-    return port->host_connected && queue_vq(q) &&
+    return port->host_connected && queue_vq(q) && !port->async->resetting &&
         virtio_queue_ready(queue_vq(q)) &&
         (vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) &&
         (q->write || port->guest_connected || !guest_tells);
@@ -267,7 +267,8 @@ static void fill(AsyncQueue *q)
     struct VirtIOSerialAsync *a = q->port->async;
     unsigned max, submitted = 0;
 
-    if (!a->running || !a->capable || a->cutting || !port_open(q)) {
+    if (!a->running || !q->port->async_active || a->cutting ||
+        !port_open(q)) {
         return;
     }
     max = virtio_queue_get_num(VIRTIO_DEVICE(q->port->vser),
@@ -298,16 +299,11 @@ static void fill(AsyncQueue *q)
 
 /* ------------------------------------------------------------- the port */
 
-bool virtio_serial_async_active(VirtIOSerialPort *port)
-{
-    return port->async && port->async->capable;
-}
-
 bool virtio_serial_async_kick(VirtIOSerialPort *port, VirtQueue *vq)
 {
     struct VirtIOSerialAsync *a = port->async;
 
-    if (!a || !a->capable) {
+    if (!port->async_active) {
         return false;
     }
     fill(vq == port->ivq ? &a->in : &a->out);
@@ -324,11 +320,11 @@ void virtio_serial_async_start(VirtIOSerialPort *port)
     }
     a->running = VIRTIO_DEVICE(port->vser)->vm_running;
     why = qemu_chr_fe_async(a->chr);
-    if (a->capable && why != CHAR_ASYNC_OK && port->host_connected) {
+    if (port->async_active && why != CHAR_ASYNC_OK && port->host_connected) {
         /* what was given back has no other kick to wait for */
         qemu_bh_schedule(port->bh);
     }
-    a->capable = why == CHAR_ASYNC_OK;
+    port->async_active = why == CHAR_ASYNC_OK;
     trace_virtio_serial_async_start(port->id, char_async_refusal_name(why));
     a->stalled = false;
     fill(&a->out);
@@ -361,21 +357,41 @@ static void cut_begun(VirtIOSerialPort *port)
     port->elem = NULL;
 }
 
-void virtio_serial_async_cut(VirtIOSerialPort *port)
+static void cut(VirtIOSerialPort *port, bool reads, bool writes)
 {
     struct VirtIOSerialAsync *a = port->async;
 
-    if (a && a->capable && port->elem) {
+    if (port->async_active && writes && port->elem) {
         cut_begun(port);
     }
-    if (!a || (!a->out.count && !a->in.count)) {
+    if (!a || !((reads && a->in.count) || (writes && a->out.count))) {
         return;
     }
     a->cutting = true;
-    qemu_chr_fe_cancel_all(a->chr, true, true);
+    qemu_chr_fe_cancel_all(a->chr, reads, writes);
     a->cutting = false;
     trace_virtio_serial_async_cut(port->id);
     a->stalled = false;
+}
+
+void virtio_serial_async_cut(VirtIOSerialPort *port)
+{
+    cut(port, true, true);
+}
+
+/*
+ * The device's status changes only after it has been told, and the driver's
+ * buffers are given back before: nothing may be popped in between.
+ */
+void virtio_serial_async_set_status(VirtIOSerial *vser, uint8_t status)
+{
+    VirtIOSerialPort *port;
+
+    QTAILQ_FOREACH(port, &vser->ports, next) {
+        if (port->async) {
+            port->async->resetting = !(status & VIRTIO_CONFIG_S_DRIVER_OK);
+        }
+    }
 }
 
 void virtio_serial_async_opened(VirtIOSerialPort *port)
@@ -413,8 +429,12 @@ void virtio_serial_async_queue_reset(VirtIODevice *vdev, uint32_t index)
     VirtIOSerialPort *port;
 
     QTAILQ_FOREACH(port, &vser->ports, next) {
-        if (port->async && (port->ivq == vq || port->ovq == vq)) {
-            virtio_serial_async_cut(port);
+        if (port->async && port->ovq == vq) {
+            cut(port, false, true);
+            fill(&port->async->in);
+        } else if (port->async && port->ivq == vq) {
+            cut(port, true, false);
+            fill(&port->async->out);
         }
     }
 }
@@ -448,4 +468,5 @@ void virtio_serial_async_unrealize(VirtIOSerialPort *port)
 {
     g_free(port->async);
     port->async = NULL;
+    port->async_active = false;
 }

@@ -12,19 +12,24 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 #include "zpipe-int.h"
 
 #define FDS_MAX 2
+/* For the lock below, held by others for some system calls at most. */
+#define LOCK_TRIES 200
 
 /* --------------------------------------------------------- the addresses */
 
@@ -65,6 +70,38 @@ int zpipe_dial(const char *path)
     return fd;
 }
 
+/*
+ * Lock the directory that @path is in: whoever makes a socket there, or finds
+ * that one is left over, is alone until it listens.  Without that a second
+ * server could take the first one's new socket for the left-over.  Returns a
+ * descriptor to be closed, or a negative errno value.
+ */
+static int lock_directory(const char *path)
+{
+    struct timespec pause = { .tv_nsec = 1000000 };
+    const char *slash = strrchr(path, '/');
+    char dir[ZPIPE_PATH_MAX + 1] = ".";
+    int fd;
+
+    if (slash) {
+        snprintf(dir, sizeof(dir), "%.*s", (int)MAX(slash - path, 1), path);
+    }
+    fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        return -errno;
+    }
+    for (int i = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+        int err = errno;
+
+        if ((err != EWOULDBLOCK && err != EINTR) || i == LOCK_TRIES) {
+            close(fd);
+            return err == EWOULDBLOCK ? -EBUSY : -err;
+        }
+        nanosleep(&pause, NULL);
+    }
+    return fd;
+}
+
 /* A socket file that nobody listens on is left over: it may be replaced. */
 static int remove_stale(const char *path)
 {
@@ -85,23 +122,18 @@ static int remove_stale(const char *path)
     return unlink(path) < 0 ? -errno : 0;
 }
 
-int zpipe_listen(const char *path)
+static int listen_locked(const char *path, const struct sockaddr_un *at)
 {
-    struct sockaddr_un addr;
-    int ret = unix_address(&addr, path);
-    int fd;
+    const struct sockaddr *addr = (const struct sockaddr *)at;
+    int fd = unix_socket(), ret;
 
-    if (ret < 0) {
-        return ret;
-    }
-    fd = unix_socket();
     if (fd < 0) {
         return fd;
     }
-    ret = bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ? -errno : 0;
+    ret = bind(fd, addr, sizeof(*at)) < 0 ? -errno : 0;
     if (ret == -EADDRINUSE) {
         ret = remove_stale(path);
-        if (!ret && bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+        if (!ret && bind(fd, addr, sizeof(*at)) < 0) {
             ret = -errno;
         }
     }
@@ -113,6 +145,24 @@ int zpipe_listen(const char *path)
         return ret;
     }
     return fd;
+}
+
+int zpipe_listen(const char *path)
+{
+    struct sockaddr_un addr;
+    int ret = unix_address(&addr, path);
+    int lock;
+
+    if (ret < 0) {
+        return ret;
+    }
+    lock = lock_directory(path);
+    if (lock < 0) {
+        return lock;
+    }
+    ret = listen_locked(path, &addr);
+    close(lock);
+    return ret;
 }
 
 int zpipe_accept(int listener)
@@ -180,16 +230,7 @@ void zpipe_refuse(int sock, const char *why)
 
     snprintf(msg.text, sizeof(msg.text), "%s", why);
     send_message(sock, &msg, NULL, 0);
-    close(sock);
-}
-
-/* A peer can send a socket whose close() would wait for its data to go. */
-static void close_received(int fd)
-{
-    struct linger none = { .l_onoff = 0 };
-
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
-    close(fd);
+    close_socket(sock);
 }
 
 static void close_all(int *fds, int n)
@@ -205,18 +246,20 @@ static void close_all(int *fds, int n)
  */
 static int receive(struct zpipe *zp, struct zp_msg *msg, int *fds, int *nfds)
 {
-    union {
-        struct cmsghdr align;
-        char space[CMSG_SPACE(FDS_MAX * sizeof(int))];
-    } control;
+    union received_control control;
+    int all[ZP_FDS_RECEIVED];
     struct iovec iov = { msg, sizeof(*msg) };
     struct msghdr hdr = {
         .msg_iov = &iov, .msg_iovlen = 1,
         .msg_control = control.space, .msg_controllen = sizeof(control.space),
     };
     ssize_t ret;
+    int n;
 
     *nfds = 0;
+    if (closing_too_many()) {
+        return -EMFILE;
+    }
     /*
      * A peer that closes before it has read all leaves an error, which comes
      * once and before its last words.
@@ -231,22 +274,17 @@ static int receive(struct zpipe *zp, struct zp_msg *msg, int *fds, int *nfds)
     if (ret < 0) {
         return errno == EAGAIN ? 0 : -ECONNRESET;
     }
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&hdr); c; c = CMSG_NXTHDR(&hdr, c)) {
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-            int n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-            memcpy(fds, CMSG_DATA(c), n * sizeof(int));
-            *nfds = n;
-        }
-    }
-    if (!ret && !*nfds) {
+    n = received_fds(&hdr, all);
+    if (!ret && !n) {
         return -ECONNRESET;
     }
     if (ret != sizeof(*msg) || (hdr.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) ||
-        msg->magic != ZP_MAGIC) {
-        close_all(fds, *nfds);
+        msg->magic != ZP_MAGIC || n > FDS_MAX) {
+        close_all(all, n);
         return -EPROTO;
     }
+    memcpy(fds, all, n * sizeof(int));
+    *nfds = n;
     return 1;
 }
 
@@ -269,12 +307,17 @@ static void set_timer(struct zpipe *zp, uint64_t ns)
 }
 
 /*
- * The timer has two uses: it ends a handshake, and makes the descriptor
- * readable at once.
+ * The timer has three uses: it ends a handshake, or a wait for a posted read,
+ * and makes the descriptor readable at once.
  */
 void wake_self(struct zpipe *zp)
 {
     set_timer(zp, 1);
+}
+
+void wake_self_later(struct zpipe *zp, uint64_t ns)
+{
+    set_timer(zp, ns);
 }
 
 static void timer_expired(struct zpipe *zp)
@@ -292,6 +335,11 @@ static void timer_expired(struct zpipe *zp)
         } else {
             set_timer(zp, zp->handshake_end - now);
         }
+    } else if (zp->tx.reads_by) {
+        /* it may have come for another reason; the past is 1 ns from now */
+        uint64_t now = now_ns();
+
+        set_timer(zp, zp->tx.reads_by > now ? zp->tx.reads_by - now : 0);
     }
 }
 
@@ -300,6 +348,15 @@ static void close_fd(int *fd)
     if (*fd >= 0) {
         close(*fd);
         *fd = -1;
+    }
+}
+
+/* The same of one that a peer can send to. */
+static void drop_socket(int *sock)
+{
+    if (*sock >= 0) {
+        close_socket(*sock);
+        *sock = -1;
     }
 }
 
@@ -542,6 +599,10 @@ static bool receive_one(struct zpipe *zp)
         link_fail(zp, -ECONNRESET, "the peer has gone");
         return false;
     }
+    if (ret == -EMFILE) {
+        link_fail(zp, ret, "peers sent descriptors that cannot be closed");
+        return false;
+    }
     if (ret < 0 || nfds != fds_expected(zp, msg.type)) {
         if (ret > 0) {
             close_all(fds, nfds);
@@ -573,13 +634,7 @@ static void receive_some(struct zpipe *zp)
  */
 void link_silence(struct zpipe *zp)
 {
-    char bytes[512];
-
-    for (int i = 0; i < 4; i++) {
-        if (recv(zp->bell, bytes, sizeof(bytes), MSG_DONTWAIT) <= 0) {
-            return;
-        }
-    }
+    discard_received(zp->bell, 4);
 }
 
 int link_poll(struct zpipe *zp, int timeout_ms)
@@ -609,8 +664,10 @@ static void peer_identity(struct zpipe *zp)
     socklen_t len = sizeof(cred);
 
     zp->peer_pid = 0;
+    zp->peer_uid = 0;           /* if it is not known: the most powerful */
     if (!getsockopt(zp->sock, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
         zp->peer_pid = cred.pid;
+        zp->peer_uid = cred.uid;
     }
 }
 
@@ -651,7 +708,7 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     int ret;
 
     if (zp->broken || (zp->link != LINK_NONE && zp->link != LINK_DRAIN)) {
-        close(sock);
+        close_socket(sock);
         return zp->broken ? zp->broken : -EISCONN;
     }
     link_drop_peer(zp);
@@ -659,7 +716,7 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     zp->server = server;
     ret = prepare(zp);
     if (ret) {
-        close_fd(&zp->sock);
+        drop_socket(&zp->sock);
         link_drop_peer(zp);
         return ret;
     }
@@ -694,7 +751,7 @@ void link_drop_peer(struct zpipe *zp)
     zp->touching = zp->asleep = zp->rx.demand = false;
     close_fd(&zp->arena_fd);
     close_fd(&zp->peer_bell);
-    close_fd(&zp->bell);
+    drop_socket(&zp->bell);
     zp->link = LINK_NONE;
 }
 
@@ -718,8 +775,8 @@ static void end_link(struct zpipe *zp, bool readable)
     if (was_up) {
         tx_salvage(zp);
     }
-    close_fd(&zp->sock);
-    close_fd(&zp->bell);
+    drop_socket(&zp->sock);
+    drop_socket(&zp->bell);
     cma_close(zp);
     zp->peer_cma_read = false;
     set_timer(zp, 0);

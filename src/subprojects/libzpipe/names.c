@@ -31,6 +31,7 @@ static const char *const reasons[ZPIPE_REASONS] = {
     [ZPIPE_WHY_CMA_OFF] = "cma-off",
     [ZPIPE_WHY_CMA_DENIED] = "cma-denied",
     [ZPIPE_WHY_NO_VIEW] = "no-view",
+    [ZPIPE_WHY_UNTRUSTED] = "peer-untrusted",
 };
 
 const char *zpipe_version(void)

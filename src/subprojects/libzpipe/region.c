@@ -14,6 +14,12 @@
 #include <unistd.h>
 #include "zpipe-int.h"
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+/* What the kernel says for a user of another user namespace. */
+#define UID_UNKNOWN 65534
+
 int region_find(struct zpipe *zp, const void *addr, size_t len)
 {
     for (int i = 0; i < ZPIPE_REGIONS_MAX; i++) {
@@ -26,6 +32,23 @@ int region_find(struct zpipe *zp, const void *addr, size_t len)
         }
     }
     return -1;
+}
+
+/*
+ * Could the peer give itself write access to memory that it shall only read?
+ * Its descriptor is open for reading; but the owner of the file, and root, may
+ * change the mode and open it anew.  Not when the kernel holds a seal against
+ * that.  A user who has no number here can be anybody.
+ */
+static bool could_write(const struct zpipe *zp,
+                        const struct zp_own_region *region)
+{
+    uid_t uid = zp->peer_uid;
+
+    return !region->writable && !region->sealed &&
+           !(zp->cfg.flags & ZPIPE_TRUST_PEER) &&
+           (uid == 0 || uid == region->owner || uid == geteuid() ||
+            uid == UID_UNKNOWN);
 }
 
 static void send_add(struct zpipe *zp, int id)
@@ -42,7 +65,9 @@ static void send_add(struct zpipe *zp, int id)
         },
     };
 
-    if (zp->sock >= 0) {
+    if (could_write(zp, region)) {
+        region->state = REGION_WITHHELD;
+    } else if (zp->sock >= 0) {
         region->state = REGION_SENT;
         link_send(zp, &msg, &region->fd, 1);
     }
@@ -163,6 +188,16 @@ static int add(struct zpipe *zp, struct zp_own_region *new)
     return -ENOSPC;
 }
 
+unsigned regions_withheld(const struct zpipe *zp)
+{
+    unsigned n = 0;
+
+    for (int i = 0; i < ZPIPE_REGIONS_MAX; i++) {
+        n += zp->regions[i].used && zp->regions[i].state == REGION_WITHHELD;
+    }
+    return n;
+}
+
 /*
  * A descriptor that can only read.  Opening a memfd anew asks for its mode,
  * which lets everybody write: take that away, or the peer would open it again.
@@ -198,6 +233,8 @@ int zpipe_region_add(struct zpipe *zp, int fd, off_t offset, const void *addr,
         offset > st.st_size || size > (uint64_t)(st.st_size - offset)) {
         return -EINVAL;
     }
+    region.owner = st.st_uid;
+    region.sealed = seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
     region.fd = open_read_only(fd);
     if (region.fd < 0) {
         return region.fd;
@@ -219,9 +256,11 @@ void zpipe_region_del(struct zpipe *zp, int id)
     }
     region = &zp->regions[id];
     if (tx_shows_region(zp, id)) {
+        zp->wait_end = patience_end(zp, ZP_PATIENCE_NS);
         tx_withdraw(zp);
+        zp->wait_end = 0;
     }
-    if (zp->link == LINK_UP && region->state != REGION_UNSENT) {
+    if (zp->link == LINK_UP && region->state >= REGION_SENT) {
         msg.region.id = id;
         link_send(zp, &msg, NULL, 0);
     }

@@ -516,7 +516,7 @@ bool rx_revoke(struct zpipe *zp)
         return true;
     }
     st_relaxed(&zp->own.ctl->r_prod, rx->r_done);
-    if (!await_untouched(zp, ZP_PATIENCE_NS)) {
+    if (!await_untouched(zp, patience_end(zp, ZP_PATIENCE_NS))) {
         link_fail(zp, -ETIMEDOUT, "the peer did not stop writing in 100 ms");
         return false;
     }

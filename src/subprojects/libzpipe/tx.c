@@ -82,7 +82,9 @@ static void publish(struct zpipe *zp, const struct tx_slot *piece)
         }
     }
     zp->news |= ZP_WANT_DATA;
-    tx->eager += piece->len;
+    /* who was pushed to has nothing to copy meanwhile: that need not be soon */
+    tx->eager += piece->type == ZP_W_PUSHED ? piece->len / ZP_EAGER_PUSHED
+                                            : piece->len;
     if (tx->eager >= ZP_EAGER_BYTES) {
         kick(zp);
     }
@@ -198,7 +200,8 @@ static enum attempt send_region(struct zpipe *zp, struct zpipe_req *req,
         return MUST_WAIT;       /* the peer will say whether it has it */
     }
     if (region->state != REGION_GOOD) {
-        *why = ZPIPE_WHY_REFUSED;
+        *why = region->state == REGION_WITHHELD ? ZPIPE_WHY_UNTRUSTED
+                                                : ZPIPE_WHY_REFUSED;
         return IMPOSSIBLE;
     }
     if (!any_size && bytes < zp->cfg.direct_min_bytes) {
@@ -336,6 +339,10 @@ static enum attempt send_push(struct zpipe *zp, struct zpipe_req *req,
     }
     touch_begin(zp);
     found = push_look(zp, &target, why);
+    if (found != MUST_WAIT) {
+        zp->tx.reads_by = 0;
+        zp->tx.no_reads = false;
+    }
     if (found != SENT) {
         return found;
     }
@@ -366,9 +373,36 @@ static enum attempt send_push(struct zpipe *zp, struct zpipe_req *req,
 /* -------------------------------------------------------------- choosing */
 
 /*
+ * There is no posted read: wait for one?  When the reader is busy with what was
+ * pushed it will come back with its next buffer: that is worth waiting for, and
+ * bounds what is on the way.  Otherwise only if nothing but direct will do, and
+ * not for ever: a reader need not post its reads.
+ */
+static bool wait_for_read(struct zpipe *zp, bool forced)
+{
+    struct zp_tx *tx = &zp->tx;
+    uint64_t now;
+
+    if (tx->prod != tx->rel) {
+        return forced || tx->push_run;
+    }
+    if (!forced || tx->no_reads) {
+        return false;
+    }
+    now = now_ns();
+    if (!tx->reads_by) {
+        tx->reads_by = now + ZP_READS_NS;
+        wake_self_later(zp, ZP_READS_NS);
+    } else if (now >= tx->reads_by) {
+        tx->reads_by = 0;
+        tx->no_reads = true;
+    }
+    return !tx->no_reads;
+}
+
+/*
  * A piece by the one copy, or none: pushed if a read was posted first, else
- * shown.  When the reader is busy with what was pushed it will come back with
- * its next buffer: that is worth waiting for, and bounds what is on the way.
+ * shown.
  */
 static enum attempt send_best(struct zpipe *zp, struct zpipe_req *req,
                               enum zpipe_reason *why)
@@ -392,8 +426,7 @@ static enum attempt send_best(struct zpipe *zp, struct zpipe_req *req,
         send_address(zp, req, forced, &why_shown) == SENT) {
         return SENT;
     }
-    if (pushed == MUST_WAIT &&
-        (forced || (zp->tx.push_run && zp->tx.prod != zp->tx.rel))) {
+    if (pushed == MUST_WAIT && wait_for_read(zp, forced)) {
         zp->tx.want_reads = true;
         return MUST_WAIT;
     }
@@ -670,13 +703,14 @@ static bool position_possible(struct zpipe *zp, uint64_t taken)
 bool tx_withdraw(struct zpipe *zp)
 {
     struct zp_tx *tx = &zp->tx;
-    uint64_t deadline = 0, taken;
+    uint64_t deadline, taken;
 
     if (zp->link != LINK_UP || tx->prod == tx->rel) {
         return zp->link == LINK_UP;
     }
     st_relaxed(&zp->own.ctl->w_prod, tx->rel);
-    if (!await_untouched(zp, ZP_PATIENCE_NS)) {
+    deadline = patience_end(zp, ZP_PATIENCE_NS);
+    if (!await_untouched(zp, deadline)) {
         link_fail(zp, -ETIMEDOUT, "the peer did not stop reading in 100 ms");
         return false;
     }
@@ -693,9 +727,7 @@ bool tx_withdraw(struct zpipe *zp)
         if (all_given_back(zp, taken)) {
             break;
         }
-        if (!deadline) {
-            deadline = now_ns() + ZP_PATIENCE_NS;
-        } else if (now_ns() > deadline) {
+        if (now_ns() > deadline) {
             link_fail(zp, -ETIMEDOUT,
                       "the peer did not give back its views in 100 ms");
             return false;
@@ -709,6 +741,7 @@ bool tx_withdraw(struct zpipe *zp)
         link_fail(zp, -ENOMEM, "no memory for what was withdrawn");
         return false;
     }
+    tx->high = tx->acked;
     st_release(&zp->own.ctl->w_prod, tx->prod);
     return true;
 }
@@ -716,13 +749,14 @@ bool tx_withdraw(struct zpipe *zp)
 void tx_salvage(struct zpipe *zp)
 {
     uint64_t rel, taken;
+    bool final = true;
 
     if (!zp->peer.ctl) {
         return;
     }
     st_relaxed(&zp->own.ctl->w_prod, zp->tx.rel);
     if (zp->tx.prod != zp->tx.rel) {
-        await_untouched(zp, ZP_LAST_PATIENCE_NS);
+        final = await_untouched(zp, patience_end(zp, ZP_LAST_PATIENCE_NS));
     }
     rel = ld_acquire(&zp->peer.ctl->rel);
     if (rel - zp->tx.rel <= zp->tx.prod - zp->tx.rel) {
@@ -733,8 +767,20 @@ void tx_salvage(struct zpipe *zp)
     if (!take_back(zp, position_possible(zp, taken) ? taken : zp->tx.acked)) {
         zp->broken = -ENOMEM;
     }
-    /* what it takes from now on is not taken: a claim to it is a gap */
-    zp->tx.high = zp->tx.acked;
+    /*
+     * What it takes from now on is not taken, and a claim to it is a gap.  But
+     * one that is in the middle of a copy, and slow, finishes that.
+     */
+    if (final) {
+        zp->tx.high = zp->tx.acked;
+    }
+}
+
+void tx_disclaim(struct zpipe *zp)
+{
+    if (zp->link != LINK_UP) {
+        zp->tx.high = zp->tx.acked;
+    }
 }
 
 bool tx_shows_region(struct zpipe *zp, int region)
@@ -782,6 +828,8 @@ void tx_start(struct zpipe *zp, uint64_t pos)
     tx->eager = 0;
     tx->push_run = false;
     tx->end_sent = false;
+    tx->reads_by = 0;
+    tx->no_reads = false;
 }
 
 void tx_fail_all(struct zpipe *zp, int err)

@@ -50,25 +50,30 @@ void touch_end(struct zpipe *zp)
     }
 }
 
-bool await_untouched(struct zpipe *zp, uint64_t patience_ns)
+/* What one call waits for in several places is one wait, to its caller. */
+uint64_t patience_end(const struct zpipe *zp, uint64_t ns)
 {
-    uint64_t deadline;
+    uint64_t end = now_ns() + ns;
 
+    return zp->wait_end ? MIN(end, zp->wait_end) : end;
+}
+
+bool await_untouched(struct zpipe *zp, uint64_t deadline)
+{
     full_barrier();
     for (int i = 0; i < 1000; i++) {
         if (!ld_acquire(&zp->peer.ctl->busy)) {
             return true;
         }
     }
-    deadline = now_ns() + patience_ns;
-    do {
+    while (now_ns() < deadline) {
         struct timespec pause = { .tv_nsec = 50000 };
 
         nanosleep(&pause, NULL);
         if (!ld_acquire(&zp->peer.ctl->busy)) {
             return true;
         }
-    } while (now_ns() < deadline);
+    }
     return false;
 }
 

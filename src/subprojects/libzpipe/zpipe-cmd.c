@@ -19,7 +19,7 @@
 #include "zpipe-cmd.h"
 
 enum {
-    OPT_CMA = 256, OPT_VIEW, OPT_KEEP, OPT_RECONNECT, OPT_SPIN, OPT_JSON,
+    OPT_CMA = 256, OPT_VIEW, OPT_KEEP, OPT_RECONNECT, OPT_JSON,
     OPT_TIMEOUT, OPT_NO_DUMP, OPT_VERSION,
 };
 
@@ -41,7 +41,6 @@ static const struct {
       "let the peer read and write our buffers, and do so with its" },
     { "view", OPT_VIEW, NULL, JOIN,
       "write out straight from the peer's memory where possible" },
-    { "spin", OPT_SPIN, "US", JOIN | INFO, NULL },
     { "send-only", 's', NULL, JOIN,
       "leave when all of the input was taken by the peer" },
     { "receive-only", 'r', NULL, JOIN, "do not read standard input" },
@@ -255,12 +254,6 @@ static bool take_option(struct cmd_options *opt, int letter)
         return true;
     case OPT_VIEW:
         opt->view = true;
-        return true;
-    case OPT_SPIN:
-        if (!number_option("spin", 1000000, &value)) {
-            return false;
-        }
-        opt->config.spin_ns = value * 1000;
         return true;
     case 's':
         opt->send_only = true;

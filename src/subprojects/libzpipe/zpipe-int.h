@@ -7,6 +7,7 @@
  *
  * zpipe.c    handles, requests, the turn of zpipe_reap()
  * link.c     the socket: handshake, messages, the end of a connection
+ * closer.c   closing what a peer has sent
  * arena.c    the shared memory: making, mapping, checking descriptors
  * region.c   memory that one side lets the other reach
  * tx.c       posted writes of this side: choosing, publishing, withdrawing
@@ -20,6 +21,7 @@
 #ifndef ZPIPE_INT_H
 #define ZPIPE_INT_H
 
+#include <sys/socket.h>
 #include "zpipe.h"
 #include "zpipe-proto.h"
 
@@ -31,6 +33,8 @@
 /* The same when the connection has ended: it may be dead. */
 #define ZP_LAST_PATIENCE_NS (20ull * 1000 * 1000)
 #define ZP_HANDSHAKE_MS     5000
+/* Peers are no longer waited for when they post no read. */
+#define ZP_READS_NS         (100ull * 1000 * 1000)
 #define ZP_MESSAGES_A_TURN  16
 /* Segments handled in one step. */
 #define ZP_SLICE_MAX        64
@@ -38,6 +42,8 @@
 #define ZP_PASS_BYTES       (8u << 20)
 /* Bytes on the way after which a sleeping peer is woken at once. */
 #define ZP_EAGER_BYTES      (64u << 10)
+/* The same of bytes that were pushed, as a multiple. */
+#define ZP_EAGER_PUSHED     16
 
 #define DIRECT_MIN_DEFAULT  2048u
 #define CMA_MIN_DEFAULT     (32u << 10)
@@ -81,11 +87,19 @@ struct zp_arena {
     uint32_t copy_bytes;
 };
 
-enum region_state { REGION_UNSENT, REGION_SENT, REGION_GOOD, REGION_REFUSED };
+enum region_state {
+    REGION_UNSENT,
+    REGION_WITHHELD,            /* this peer could open it for writing */
+    REGION_SENT,
+    REGION_GOOD,
+    REGION_REFUSED,
+};
 
 /* Memory of this side. */
 struct zp_own_region {
     bool used, writable;        /* writable: by the peer */
+    bool sealed;                /* against writing, by the kernel */
+    uid_t owner;                /* of the file; else it may be opened anew */
     enum region_state state;
     int fd;                     /* to be passed */
     uint64_t offset;
@@ -126,6 +140,8 @@ struct zp_tx {
     bool shut, end_sent;
     bool want_space;            /* zpipe_try_write() found no room */
     bool want_reads;            /* waits for a posted read */
+    uint64_t reads_by;          /* not after that time; 0: for ever, or not */
+    bool no_reads;              /* the peer did not post one in time */
 };
 
 /* The stream that the peer writes. */
@@ -158,6 +174,8 @@ struct zpipe {
     unsigned rung;              /* sleeps since the bell was emptied */
     int peer_pidfd;
     int peer_pid;
+    uid_t peer_uid;
+    uint64_t wait_end;          /* of all waits of this call; 0: not limited */
 
     int broken;                 /* bytes were lost: it cannot go on */
     int error;                  /* why the connection ended, negative errno */
@@ -220,6 +238,26 @@ enum { WATCH_SOCK = 1, WATCH_BELL, WATCH_TIMER };
 /* End the connection because of @err (negative errno); @text says why. */
 void link_fail(struct zpipe *zp, int err, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* As many descriptors as the kernel lets come with one packet. */
+#define ZP_FDS_RECEIVED 253
+
+union received_control {
+    struct cmsghdr align;
+    /* and credentials */
+    char space[CMSG_SPACE(ZP_FDS_RECEIVED * sizeof(int)) +
+               CMSG_SPACE(3 * sizeof(int))];
+};
+
+/* Close a descriptor that came from a peer, without waiting. */
+void close_received(int fd);
+/* Close a socket to a peer, whatever is in its queue. */
+void close_socket(int sock);
+/* Take so many packets, or pieces of a stream, and throw them away. */
+void discard_received(int sock, int times);
+/* The descriptors that came with a packet; returns their number. */
+int received_fds(struct msghdr *hdr, int *fds);
+/* No more of them can be taken, for the time being. */
+bool closing_too_many(void);
 /* Look at the descriptors that are ready. */
 int link_poll(struct zpipe *zp, int timeout_ms);
 /* Empty the bell. */
@@ -249,6 +287,8 @@ int sealed_memfd(const char *name, size_t size);
 void region_message(struct zpipe *zp, const struct zp_msg *msg, int fd);
 void region_send_all(struct zpipe *zp);
 void region_forget_peer(struct zpipe *zp);
+/* How many there are that this peer is not given. */
+unsigned regions_withheld(const struct zpipe *zp);
 /* Index of the region that has [@addr, @addr + @len), -1: none. */
 int region_find(struct zpipe *zp, const void *addr, size_t len);
 
@@ -262,6 +302,8 @@ void tx_collect(struct zpipe *zp);
 bool tx_withdraw(struct zpipe *zp);
 /* The same with a connection that has ended. */
 void tx_salvage(struct zpipe *zp);
+/* Writes were given back to the user: no peer can claim them any more. */
+void tx_disclaim(struct zpipe *zp);
 /* Begin with a new connection; the peer has all before @pos. */
 void tx_start(struct zpipe *zp, uint64_t pos);
 /* All queued writes end with @err. */
@@ -289,7 +331,9 @@ bool rx_more(struct zpipe *zp);
 void touch_begin(struct zpipe *zp);
 void touch_end(struct zpipe *zp);
 /* Wait until the peer does not touch ours.  False: it took too long. */
-bool await_untouched(struct zpipe *zp, uint64_t patience_ns);
+bool await_untouched(struct zpipe *zp, uint64_t deadline);
+/* The time after which the peer is not waited for, from now on @ns at most. */
+uint64_t patience_end(const struct zpipe *zp, uint64_t ns);
 /* Wake the peer when it sleeps and wants to know. */
 void kick(struct zpipe *zp);
 /* Do what can be done; false: there is more, or something to be reaped. */
@@ -297,8 +341,9 @@ bool settle(struct zpipe *zp);
 /* Tell the peer that we sleep; false: there is something to do. */
 bool fall_asleep(struct zpipe *zp);
 void wake_up(struct zpipe *zp);
-/* Make zpipe_fd() readable. */
+/* Make zpipe_fd() readable, now or after some time. */
 void wake_self(struct zpipe *zp);
+void wake_self_later(struct zpipe *zp, uint64_t ns);
 uint64_t now_ns(void);
 
 /* ------------------------------------------------------------------ cma */

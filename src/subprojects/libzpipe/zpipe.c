@@ -222,6 +222,7 @@ static void remove_write(struct zpipe *zp, struct zpipe_req *req)
         zp->tx.next = req->p.next;
     }
     if (queue_remove(&zp->tx.queue, req)) {
+        tx_disclaim(zp);
         cancelled(zp, req);
     }
 }
@@ -249,6 +250,7 @@ void zpipe_cancel(struct zpipe *zp, struct zpipe_req *req)
     if (req->p.state != REQ_QUEUED) {
         return;
     }
+    zp->wait_end = patience_end(zp, ZP_PATIENCE_NS);
     if (req->p.kind == KIND_WRITE) {
         if (req->p.sent != req->p.done) {
             tx_withdraw(zp);
@@ -262,6 +264,7 @@ void zpipe_cancel(struct zpipe *zp, struct zpipe_req *req)
             remove_read(zp, req);
         }
     }
+    zp->wait_end = 0;
     announce(zp);
 }
 
@@ -269,6 +272,7 @@ void zpipe_cancel_all(struct zpipe *zp, bool reads, bool writes)
 {
     struct zpipe_req *req, *next;
 
+    zp->wait_end = patience_end(zp, ZP_PATIENCE_NS);
     if (writes) {
         tx_withdraw(zp);
         for (req = zp->tx.queue.head; req; req = next) {
@@ -284,6 +288,7 @@ void zpipe_cancel_all(struct zpipe *zp, bool reads, bool writes)
             remove_read(zp, zp->rx.queue.head);
         }
     }
+    zp->wait_end = 0;
     announce(zp);
 }
 
@@ -388,7 +393,8 @@ static bool config_good(const struct zpipe_config *cfg)
            (unsigned)cfg->mechanism < ZPIPE_DMA &&
            cfg->spin_ns <= SPIN_NS_MAX &&
            !(cfg->flags & ~(ZPIPE_CMA | ZPIPE_PERSISTENT |
-                            ZPIPE_ALLOW_HUGETLB | ZPIPE_READS_PRIVATE));
+                            ZPIPE_ALLOW_HUGETLB | ZPIPE_READS_PRIVATE |
+                            ZPIPE_TRUST_PEER));
 }
 
 static int configure(struct zpipe_config *cfg, const struct zpipe_config *user)
@@ -496,7 +502,9 @@ void zpipe_free(struct zpipe *zp)
     link_drop_peer(zp);
     free_kept(zp);
     cma_close(zp);
-    close_descriptor(zp->sock);
+    if (zp->sock >= 0) {
+        close_socket(zp->sock);
+    }
     close_descriptor(zp->timer);
     close_descriptor(zp->epfd);
     free(zp->tx.slots);
@@ -534,6 +542,7 @@ void zpipe_get_info(const struct zpipe *zp, struct zpipe_info *info)
 {
     *info = (struct zpipe_info) {
         .peer_pid = zp->peer_pid,
+        .peer_uid = zp->peer_uid,
         .version = ZP_VERSION,
         .ring_bytes = zp->cfg.ring_bytes,
         .peer_ring_bytes = zp->peer.ctl ? zp->peer.copy_bytes : 0,
@@ -542,6 +551,8 @@ void zpipe_get_info(const struct zpipe *zp, struct zpipe_info *info)
         .peer_cma_read = zp->peer_cma_read,
         .cma_error = zp->cma_error,
         .resumed = zp->resumed,
+        .withheld_regions = regions_withheld(zp),
+        .draining = zp->link == LINK_DRAIN,
         .ended = zp->rx.end,
         .tx_offset = zp->tx.acked,
         .rx_offset = zp->rx.taken,

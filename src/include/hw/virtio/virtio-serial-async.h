@@ -36,7 +36,9 @@ void virtio_serial_async_unrealize(VirtIOSerialPort *port);
 /**
  * virtio_serial_async_start: the VM runs, or the chardev has changed
  *
- * Looks anew whether the chardev takes requests.
+ * Looks anew whether the chardev takes requests, and says so in
+ * VirtIOSerialPort.async_active: then they take the place of have_data and
+ * virtio_serial_write().
  */
 void virtio_serial_async_start(VirtIOSerialPort *port);
 
@@ -49,12 +51,6 @@ void virtio_serial_async_start(VirtIOSerialPort *port);
  * looks as if the port had written as it always did.
  */
 void virtio_serial_async_stop(VirtIOSerialPort *port);
-
-/**
- * virtio_serial_async_active: do requests take the place of have_data and
- * virtio_serial_write()?
- */
-bool virtio_serial_async_active(VirtIOSerialPort *port);
 
 /**
  * virtio_serial_async_kick: hand elements of a queue to the chardev
@@ -78,7 +74,14 @@ void virtio_serial_async_opened(VirtIOSerialPort *port);
 void virtio_serial_async_set_guest_connected(VirtIOSerialPort *port,
                                              bool connected);
 
-/** virtio_serial_async_queue_reset: the guest resets one queue */
+/** virtio_serial_async_set_status: the device is going to have that status */
+void virtio_serial_async_set_status(VirtIOSerial *vser, uint8_t status);
+
+/**
+ * virtio_serial_async_queue_reset: the guest resets one queue
+ *
+ * The other goes on.
+ */
 void virtio_serial_async_queue_reset(VirtIODevice *vdev, uint32_t index);
 
 /**

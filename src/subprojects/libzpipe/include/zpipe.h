@@ -24,8 +24,9 @@
  *     }
  *
  * Threads: a handle is used by one thread at a time; the caller serialises.
- * Different handles are independent.  The library starts no thread, installs
- * no signal handler and calls nothing back.
+ * Different handles are independent.  The library installs no signal handler
+ * and calls nothing back; it starts no thread, but to close what a peer should
+ * not have sent.
  *
  * Errors: functions return a negative errno value, or -1 and errno where that
  * is said.  zpipe_error() has the reason in words.
@@ -103,6 +104,8 @@ enum zpipe_mechanism {
  * @ZPIPE_WHY_CMA_OFF: cross-memory access was not asked for by both sides
  * @ZPIPE_WHY_CMA_DENIED: it was tried and the kernel refused
  * @ZPIPE_WHY_NO_VIEW: the reader wanted a copy, not a view
+ * @ZPIPE_WHY_UNTRUSTED: the buffer is in a region that this peer is not given:
+ *      it could write it
  */
 enum zpipe_reason {
     ZPIPE_WHY_SIZE,
@@ -113,6 +116,7 @@ enum zpipe_reason {
     ZPIPE_WHY_CMA_OFF,
     ZPIPE_WHY_CMA_DENIED,
     ZPIPE_WHY_NO_VIEW,
+    ZPIPE_WHY_UNTRUSTED,
     ZPIPE_REASONS
 };
 
@@ -152,6 +156,11 @@ enum zpipe_state {
  * be reached, whatever memory it lies in.
  */
 #define ZPIPE_READS_PRIVATE     (1u << 5)
+/**
+ * Show regions also to a peer that could give itself write access to them; see
+ * zpipe_region_add().
+ */
+#define ZPIPE_TRUST_PEER        (1u << 6)
 
 /**
  * struct zpipe_config: settings of a handle
@@ -159,7 +168,8 @@ enum zpipe_state {
  * @flags: ZPIPE_CMA_USE and so on
  * @ring_bytes: memory for copies of this side's writes, in bytes; 0: default
  * @mechanism: for this side's writes.  One that cannot be used for a message
- *      is replaced by one that can, and counted under its reason
+ *      is replaced by one that can, and counted under its reason.
+ *      ZPIPE_DIRECT waits up to 100 ms for a read to be posted first
  * @direct_min_bytes: smallest message that ZPIPE_AUTO sends directly when the
  *      reader waits; 0: default
  * @cma_min_bytes: the same for cross-memory access; 0: default
@@ -253,23 +263,30 @@ struct zpipe_stats {
 /**
  * struct zpipe_info: what was negotiated
  * @peer_pid: by the kernel's word, 0 if it is in another namespace
+ * @peer_uid: the same; 65534 if it is in another user namespace
  * @version: of the protocol
  * @ring_bytes, @peer_ring_bytes: memory for copies, each side's
  * @cma_read, @cma_write: this side can read, write the peer's memory (proven)
  * @peer_cma_read: the peer has proven that it can read this side's
  * @cma_error: errno of the proof that failed, 0 if none did
  * @resumed: the session is an old one
+ * @withheld_regions: regions of this side that the peer is not given since it
+ *      could write them
+ * @draining: the connection has ended, and what the peer had sent before is
+ *      still to be read
  * @ended: the peer has shut down and this side has taken all before that
  * @tx_offset, @rx_offset: bytes that the peer has taken, that this side has
  *      taken, since the stream began
  */
 struct zpipe_info {
     int peer_pid;
+    uid_t peer_uid;
     uint32_t version;
     uint32_t ring_bytes, peer_ring_bytes;
     bool cma_read, cma_write, peer_cma_read;
     int cma_error;
-    bool resumed, ended;
+    bool resumed, ended, draining;
+    unsigned withheld_regions;
     uint64_t tx_offset, rx_offset;
 };
 
@@ -534,6 +551,12 @@ ZPIPE_API void zpipe_buffer_free(struct zpipe *zp, void *buffer);
  * @offset: in the file, in bytes, a multiple of the page size
  * @addr: where this process has it mapped
  * @size: in bytes
+ *
+ * A peer that is the owner of the file, has this process's user, or is root,
+ * could open the file for writing all the same.  It is not given the region
+ * (messages go another way, and zpipe_info.withheld_regions counts), unless the
+ * memfd is sealed with F_SEAL_FUTURE_WRITE or F_SEAL_WRITE: then nobody can; or
+ * the handle has ZPIPE_TRUST_PEER.
  *
  * Returns: a number for zpipe_region_del(), or a negative errno value: EPERM
  * (it is not such a file), EACCES (it cannot be opened read-only), ENOSPC.

@@ -195,12 +195,12 @@ void pair_close(Pair *p)
     zpipe_free(p->tx);
     zpipe_free(p->rx);
     p->tx = p->rx = NULL;
-    g_assert_cmpint(fd_count(), ==, p->fds);
+    fd_check(p->fds);
 }
 
 int reap_all(struct zpipe *zp)
 {
-    static unsigned int seq;
+    static gint seq;            /* of all handles, in all threads */
     struct zpipe_req *r;
     int n = 0;
 
@@ -209,7 +209,7 @@ int reap_all(struct zpipe *zp)
 
         g_assert_false(req->done);
         req->done = true;
-        req->seq = ++seq;
+        req->seq = g_atomic_int_add(&seq, 1) + 1;
         n++;
     }
     return n;
@@ -323,6 +323,26 @@ int fd_count(void)
     }
     closedir(dir);
     return n;
+}
+
+void fd_check(int expected)
+{
+    int64_t end = now_ms() + HANG_MS;
+
+    while (fd_count() != expected && now_ms() < end) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(fd_count(), ==, expected);
+}
+
+int memfd_shown(size_t size, void **mem)
+{
+    int fd = memfd_new(size, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
+
+    g_assert_cmpint(fd, >=, 0);
+    *mem = map_new(fd, size);
+    g_assert_cmpint(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), ==, 0);
+    return fd;
 }
 
 int memfd_new(size_t size, unsigned int mfd_flags, int seals)

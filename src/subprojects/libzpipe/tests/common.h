@@ -30,6 +30,10 @@
 
 #include "zpipe.h"
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
 #define KiB 1024u
 #define MiB (1024u * KiB)
 #define INLINE_MAX 112u
@@ -120,6 +124,14 @@ void pass(Pair *p, size_t len, uint64_t seed, uint64_t pos);
 /* ------------------------------------------------------------- the rest */
 
 int fd_count(void);
+/**
+ * fd_check: as many as that are open
+ *
+ * In a moment at least: odd descriptors of a peer are closed by a thread.
+ */
+void fd_check(int expected);
+/** memfd_shown: one that can be mapped for writing @mem only, and read */
+int memfd_shown(size_t size, void **mem);
 /** memfd_new: a memfd of @size bytes with these seals, or -1 */
 int memfd_new(size_t size, unsigned int mfd_flags, int seals);
 /** map_new: a writable mapping of it */

@@ -323,7 +323,7 @@ static void connection(Fuzz *f)
     __atomic_store_n(&f->stop, 1, __ATOMIC_RELEASE);
     g_thread_join(thread);
     end(f);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
 }
 
 int main(int argc, char **argv)

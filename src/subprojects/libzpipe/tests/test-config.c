@@ -17,7 +17,7 @@ static void bad_config(struct zpipe_config config)
     errno = 0;
     g_assert_null(zpipe_new(&config));
     g_assert_cmpint(errno, ==, EINVAL);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
 }
 
 static void test_bad_config(void)
@@ -46,7 +46,7 @@ static void test_bad_config(void)
     bad_config(c);
     c.mechanism = -1;
     bad_config(c);
-    for (int bit = 6; bit < 32; bit++) {
+    for (int bit = 7; bit < 32; bit++) {
         c = good;
         c.flags = 1u << bit;
         bad_config(c);
@@ -144,7 +144,7 @@ static void test_path_too_long(void)
     g_assert_cmpint(zpipe_dial(path), ==, -ENAMETOOLONG);
     g_assert_cmpint(zpipe_connect(zp, path), ==, -ENAMETOOLONG);
     g_assert_cmpint(zpipe_state(zp), ==, ZPIPE_IDLE);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
     /* the longest that fits */
     path[ZPIPE_PATH_MAX] = 0;
     fd = zpipe_listen(path);
@@ -196,6 +196,61 @@ static void test_listener(void)
     g_assert_cmpint(zpipe_accept(fd), ==, -EAGAIN);
     g_assert_cmpint(zpipe_accept(-1), <, 0);
     close(fd);
+    path_free(path);
+}
+
+/*
+ * Two servers at once, on a path with a left-over or none: one gets it, and is
+ * there.
+ */
+typedef struct Race {
+    const char *path;
+    gint *ready;
+} Race;
+
+static gpointer race_main(gpointer opaque)
+{
+    Race *race = opaque;
+
+    g_atomic_int_inc(race->ready);
+    while (g_atomic_int_get(race->ready) < 2) {
+        /* both at the same time */
+    }
+    return GINT_TO_POINTER(zpipe_listen(race->path));
+}
+
+static void leave_socket(const char *path)
+{
+    int fd = zpipe_listen(path);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+}
+
+static void test_listen_race(void)
+{
+    char *path = path_new();
+
+    for (int round = 0; round < 500; round++) {
+        gint ready = 0;
+        Race race = { path, &ready };
+        GThread *other;
+        int a, b, c;
+
+        unlink(path);
+        if (round & 1) {
+            leave_socket(path);
+        }
+        other = g_thread_new("race", race_main, &race);
+        a = GPOINTER_TO_INT(race_main(&race));
+        b = GPOINTER_TO_INT(g_thread_join(other));
+        g_assert_cmpint(MIN(a, b), ==, -EADDRINUSE);
+        g_assert_cmpint(MAX(a, b), >=, 0);
+        c = zpipe_dial(path);
+        g_assert_cmpint(c, >=, 0);
+        close(c);
+        close(MAX(a, b));
+    }
     path_free(path);
 }
 
@@ -261,7 +316,7 @@ static void refuse_with(const char *why)
     wait_req(zp, w);
     g_assert_cmpint(w->r.result, <, 0);
     zpipe_free(zp);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
     close(listener);
     path_free(path);
     req_free(w);
@@ -310,11 +365,11 @@ static void test_bad_attach(void)
     g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
     g_assert_cmpint(zpipe_attach(zp, sv[0], true), <, 0);
     close(sv[1]);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
     g_assert_cmpint(pipe(sv), ==, 0);
     g_assert_cmpint(zpipe_attach(zp, sv[0], true), <, 0);
     close(sv[1]);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
     g_assert_cmpint(zpipe_state(zp), ==, ZPIPE_IDLE);
     zpipe_free(zp);
 }
@@ -390,6 +445,7 @@ int main(int argc, char **argv)
     g_test_add_func("/socket/path-too-long", test_path_too_long);
     g_test_add_func("/socket/bad-paths", test_bad_paths);
     g_test_add_func("/socket/listener", test_listener);
+    g_test_add_func("/socket/listen-race", test_listen_race);
     g_test_add_func("/socket/listen-and-connect", test_listen_and_connect);
     g_test_add_func("/socket/nobody-accepts", test_nobody_accepts);
     g_test_add_func("/socket/refuse", test_refuse);

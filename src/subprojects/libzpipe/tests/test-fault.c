@@ -311,8 +311,7 @@ static bool one_run(uint32_t flags, long at, int err, bool persistent)
 
     run.out = g_malloc0(2 * LEN);
     run.in = g_malloc0(3 * LEN);
-    run.memfd = memfd_new(LEN, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
-    run.region = map_new(run.memfd, LEN);
+    run.memfd = memfd_shown(LEN, (void **)&run.region);
     fds = fd_count();
     maps = mappings();
     memset(&fault, 0, sizeof(fault));
@@ -335,10 +334,10 @@ static bool one_run(uint32_t flags, long at, int err, bool persistent)
     zpipe_free(run.zp[0]);
     zpipe_free(run.zp[1]);
     disarm();
-    if (fd_count() != fds || mappings() != maps || fault.blocks) {
-        g_error("call %ld (%s, errno %d): %d descriptors, %d mappings, %ld "
-                "blocks are left", at, fault.name, err, fd_count() - fds,
-                mappings() - maps, fault.blocks);
+    fd_check(fds);
+    if (mappings() != maps || fault.blocks) {
+        g_error("call %ld (%s, errno %d): %d mappings, %ld blocks are left",
+                at, fault.name, err, mappings() - maps, fault.blocks);
     }
     for (int i = 0; i < 3; i++) {
         if (run.w[i]) {

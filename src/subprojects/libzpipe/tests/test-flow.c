@@ -6,7 +6,7 @@
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
 
-#include "common.h"
+#include "rawpeer.h"
 
 /* ------------------------------------------------- how much a read returns */
 
@@ -644,7 +644,7 @@ static void test_peer_gone(void)
     g_assert_true(ret == -EPIPE || ret == -ENOTCONN);
     g_assert_null(zpipe_reap(p.tx));
     zpipe_free(p.tx);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
     req_free(w);
     req_free(r);
 }
@@ -834,6 +834,56 @@ static void test_waiting_calls(void)
     pair_close(&p);
 }
 
+/* ------------------------------------------------- a reader without reads */
+
+/* Wait until the library has published so many posted writes. */
+static void await_published(struct zpipe *zp, RawPeer *raw, uint64_t n)
+{
+    struct pollfd pfd = { .fd = zpipe_fd(zp), .events = POLLIN };
+
+    for (;;) {
+        reap_all(zp);
+        if (__atomic_load_n(&raw->peer.ctl->w_prod, __ATOMIC_ACQUIRE) >= n) {
+            return;
+        }
+        /* nobody but the library itself can wake it */
+        g_assert_cmpint(poll(&pfd, 1, HANG_MS), ==, 1);
+    }
+}
+
+/*
+ * Posting reads is a service: a peer that does not is served as well, with
+ * what only direct was asked for.
+ */
+static void test_direct_no_reads(void)
+{
+    struct zpipe_config c = config_of(ZPIPE_DIRECT, 0);
+    struct zpipe *zp = zpipe_new(&c);
+    g_autofree uint8_t *buf = g_malloc0(2 * 5000);
+    Req *w[2] = { req_new(buf, 5000), req_new(buf + 5000, 5000) };
+    RawPeer *raw;
+    int sv[2];
+
+    socket_pair(sv);
+    raw = raw_new(sv[1], true);
+    g_assert_cmpint(zpipe_attach(zp, sv[0], false), ==, 0);
+    raw_connect(raw, zp);
+    submit_write(zp, w[0]);
+    submit_write(zp, w[1]);
+    await_published(zp, raw, 1);
+    g_assert_cmpint(raw->peer.writes[0].type, ==, ZP_W_COPY);
+    raw_take(raw, 5000, 1, 1);
+    await_published(zp, raw, 2);
+    raw_take(raw, 10000, 2, 2);
+    reap_all(zp);
+    g_assert_true(w[0]->done && w[1]->done);
+    g_assert_cmpint(stats_of(zp).fallback[ZPIPE_WHY_READER_BEHIND], ==, 2);
+    zpipe_free(zp);
+    raw_free(raw);
+    req_free(w[0]);
+    req_free(w[1]);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -870,5 +920,6 @@ int main(int argc, char **argv)
     g_test_add_func("/flow/try/copies", test_try_write_copies);
     g_test_add_func("/flow/try/and-requests", test_try_and_requests);
     g_test_add_func("/flow/waiting-calls", test_waiting_calls);
+    g_test_add_func("/flow/direct-no-reads", test_direct_no_reads);
     return g_test_run();
 }

@@ -431,6 +431,37 @@ static void test_busy(const void *opaque)
     victim_close(&v);
 }
 
+/*
+ * A peer that keeps a view, then is busy, each for less than it may: to whoever
+ * cancels that is one wait, and too long.
+ */
+static gpointer slow_main(gpointer opaque)
+{
+    RawPeer *raw = opaque;
+
+    g_usleep(70 * 1000);
+    __atomic_store_n(&raw->own.ctl->busy, 1, __ATOMIC_SEQ_CST);
+    raw_take(raw, VICTIM_INLINE, 1, 1);
+    g_usleep(70 * 1000);
+    __atomic_store_n(&raw->own.ctl->busy, 0, __ATOMIC_SEQ_CST);
+    return NULL;
+}
+
+static void test_one_patience(void)
+{
+    GThread *thread;
+    Victim v;
+
+    victim_open(&v, true, 0);
+    raw_take(v.raw, VICTIM_INLINE, 1, 0);
+    thread = g_thread_new("slow", slow_main, v.raw);
+    zpipe_cancel_all(v.zp, true, true);
+    g_assert_cmpint(zpipe_state(v.zp), ==, ZPIPE_IDLE);
+    g_assert_cmpint(victim_gone(&v), ==, -ETIMEDOUT);
+    g_thread_join(thread);
+    victim_close(&v);
+}
+
 /* A peer that is stopped, with the library's own code in it. */
 static void test_stopped(void)
 {
@@ -464,7 +495,7 @@ static void test_stopped(void)
     kill(pid, SIGKILL);
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     zpipe_free(zp);
-    g_assert_cmpint(fd_count(), ==, fds);
+    fd_check(fds);
     req_free(w);
     req_free(r);
 }
@@ -493,6 +524,7 @@ int main(int argc, char **argv)
     g_test_add_func("/peer/deaf", test_deaf);
     g_test_add_data_func("/peer/busy/writes", GINT_TO_POINTER(0), test_busy);
     g_test_add_data_func("/peer/busy/reads", GINT_TO_POINTER(1), test_busy);
+    g_test_add_func("/peer/one-patience", test_one_patience);
     g_test_add_func("/peer/stopped", test_stopped);
     return g_test_run();
 }

@@ -252,6 +252,52 @@ static void test_cancelled_then_claimed(void)
     victim_close(&v);
 }
 
+/*
+ * A peer that was in the middle of a copy when the connection ended, and took
+ * long: the rest of that copy counts, if the writes are still there.
+ */
+static void test_slow_busy(const void *opaque)
+{
+    bool cancelled = GPOINTER_TO_INT(opaque);
+    Victim v;
+    RawPeer *old;
+    int sv[2];
+
+    victim_open(&v, true, ZPIPE_PERSISTENT);
+    old = v.raw;
+    __atomic_store_n(&old->own.ctl->busy, 1, __ATOMIC_SEQ_CST);
+    shutdown(old->sock, SHUT_RDWR);
+    wait_gone(v.zp);
+    g_assert_false(v.write[0]->done);
+    /* it gets on, and comes back */
+    raw_take(old, VICTIM_INLINE + 100, 1, 1);
+    __atomic_store_n(&old->own.ctl->busy, 0, __ATOMIC_SEQ_CST);
+    socket_pair(sv);
+    v.raw = raw_new(sv[1], true);
+    memcpy(v.raw->hello.session, old->hello.session,
+           sizeof(v.raw->hello.session));
+    v.raw->hello.rx_offset = VICTIM_INLINE + 100;
+    g_assert_cmpint(zpipe_attach(v.zp, sv[0], false), ==, 0);
+    if (cancelled) {
+        zpipe_cancel_all(v.zp, false, true);
+        g_assert_cmpint(reap_all(v.zp), ==, 3);
+        g_assert_cmpint(v.write[0]->r.result, ==, -ECANCELED);
+        raw_hello(v.raw);
+        g_assert_cmpint(wait_gone(v.zp), ==, -EPROTO);
+    } else {
+        raw_connect(v.raw, v.zp);
+        g_assert_true(info_of(v.zp).resumed);
+        g_assert_cmpint(info_of(v.zp).tx_offset, ==, VICTIM_INLINE + 100);
+        victim_run(&v);
+        g_assert_true(v.write[0]->done);
+        g_assert_cmpint(v.raw->peer.writes[0].pos, ==, VICTIM_INLINE + 100);
+    }
+    zpipe_detach(v.zp);
+    zpipe_cancel_all(v.zp, true, true);
+    raw_free(old);
+    victim_close(&v);
+}
+
 /* ----------------------------------------------------------------- kill -9 */
 
 typedef struct Shared {
@@ -371,6 +417,10 @@ int main(int argc, char **argv)
     g_test_add_func("/reconnect/gap", test_gap);
     g_test_add_func("/reconnect/cancelled-then-claimed",
                     test_cancelled_then_claimed);
+    g_test_add_data_func("/reconnect/slow-busy", GINT_TO_POINTER(0),
+                         test_slow_busy);
+    g_test_add_data_func("/reconnect/slow-busy-cancelled", GINT_TO_POINTER(1),
+                         test_slow_busy);
     g_test_add_func("/reconnect/kill", test_kill);
     return g_test_run();
 }

@@ -17,13 +17,24 @@ typedef struct Shared {
     size_t size;
 } Shared;
 
-static void shared_open(Shared *s, struct zpipe *zp, size_t size)
+/* Without @sealed its owner, and root, could open it anew for writing. */
+static void shared_open_how(Shared *s, struct zpipe *zp, size_t size,
+                            bool sealed)
 {
     s->size = size;
-    s->fd = memfd_new(size, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
-    s->mem = map_new(s->fd, size);
+    if (sealed) {
+        s->fd = memfd_shown(size, (void **)&s->mem);
+    } else {
+        s->fd = memfd_new(size, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
+        s->mem = map_new(s->fd, size);
+    }
     s->id = zpipe_region_add(zp, s->fd, 0, s->mem, size);
     g_assert_cmpint(s->id, >=, 0);
+}
+
+static void shared_open(Shared *s, struct zpipe *zp, size_t size)
+{
+    shared_open_how(s, zp, size, true);
 }
 
 static void shared_close(Shared *s)
@@ -108,7 +119,7 @@ static void test_view_outlives(void)
     pat_check(v->r.view, 4096, 1, 0);
     zpipe_view_done(p.rx, &v->r);
     zpipe_free(p.rx);
-    g_assert_cmpint(fd_count(), ==, p.fds + 1);
+    fd_check(p.fds + 1);
     shared_close(&s);
     req_free(w);
     req_free(v);
@@ -215,8 +226,9 @@ static void test_edges(void)
 {
     struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
     const size_t page = 4096, size = 6 * page;
-    int fd = memfd_new(size, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
-    uint8_t *mem = map_new(fd, size);
+    void *base;
+    int fd = memfd_shown(size, &base);
+    uint8_t *mem = base;
     g_autofree uint8_t *in = g_malloc0(size);
     uint64_t pos = 0;
     Pair p;
@@ -310,7 +322,7 @@ static void test_refused_ranges(void)
 /* Touching a huge page that is not there raises SIGBUS: not from a peer. */
 static void test_refused_hugetlb(void)
 {
-    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    struct zpipe_config tx = config_of(ZPIPE_MAP, ZPIPE_TRUST_PEER);
     int fd = memfd_new(2 * MiB, MFD_ALLOW_SEALING | MFD_HUGETLB,
                        F_SEAL_SHRINK);
     static uint8_t mem[4096];
@@ -355,7 +367,7 @@ static int try_to_write(int fd, size_t size)
         0) {
         return 3;
     }
-    if (ftruncate(fd, 0) == 0 || fchmod(fd, 0777) == 0) {
+    if (ftruncate(fd, 0) == 0) {
         return 4;
     }
     p = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
@@ -387,7 +399,7 @@ static int try_as_nobody(int fd, size_t size)
             setresuid(NOBODY, NOBODY, NOBODY) < 0) {
             _exit(100);
         }
-        _exit(try_to_write(fd, size));
+        _exit(fchmod(fd, 0777) == 0 ? 8 : try_to_write(fd, size));
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     g_assert_true(WIFEXITED(status));
@@ -454,6 +466,147 @@ static void test_region_read_only(void)
     shared_close(&s);
 }
 
+/* The kernel keeps everybody from writing it, the owner and root as well. */
+static void test_region_sealed(void)
+{
+    g_autofree char *self = NULL;
+    Shared s;
+    Spy spy;
+    int id, fd, again;
+
+    spy_open(&spy);
+    shared_open(&s, spy.zp, 64 * KiB);
+    strcpy((char *)s.mem, "guest");     /* ours can still be written */
+    id = spy_region(&spy);
+    fd = spy.raw->region_fd[id];
+    self = g_strdup_printf("/proc/self/fd/%d", fd);
+    g_assert_cmpint(fchmod(fd, 0600), ==, 0);
+    again = open(self, O_RDWR);
+    g_assert_cmpint(again, >=, 0);
+    g_assert_cmpint(try_to_write(again, 64 * KiB), ==, 0);
+    g_assert_cmpint(fallocate(again, FALLOC_FL_PUNCH_HOLE |
+                              FALLOC_FL_KEEP_SIZE, 0, 4096), <, 0);
+    g_assert_cmpstr((char *)s.mem, ==, "guest");
+    close(again);
+    spy_close(&spy);
+    shared_close(&s);
+}
+
+/*
+ * A file without that seal, and a peer that could open it for writing: this
+ * process itself.  It gets nothing of it, and all that is written.
+ */
+static void test_region_withheld(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    uint8_t *in = g_malloc0(LEN);
+    Req *w, *r = req_new(in, LEN);
+    Shared s;
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    shared_open_how(&s, p.tx, LEN, false);
+    p.fds++;
+    pair_settle(&p);
+    g_assert_cmpint(info_of(p.tx).withheld_regions, ==, 1);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 0);
+    g_assert_cmpint(info_of(p.tx).peer_uid, ==, getuid());
+    pat_fill(s.mem, LEN, 1, 0);
+    w = req_new(s.mem, LEN);
+    r->r.min = LEN;
+    submit_write(p.tx, w);
+    submit_read(p.rx, r);
+    pair_wait(&p, r);
+    pair_wait(&p, w);
+    pat_check(in, LEN, 1, 0);
+    g_assert_cmpint(stats_of(p.tx).tx[ZPIPE_COPY].bytes, ==, LEN);
+    g_assert_cmpint(stats_of(p.tx).fallback[ZPIPE_WHY_UNTRUSTED], >, 0);
+    zpipe_region_del(p.tx, s.id);
+    g_assert_cmpint(info_of(p.tx).withheld_regions, ==, 0);
+    pass(&p, 1000, 2, 0);
+    shared_close(&s);
+    p.fds--;
+    pair_close(&p);
+    req_free(w);
+    req_free(r);
+    g_free(in);
+}
+
+static void test_region_trusted(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, ZPIPE_TRUST_PEER);
+    Shared s;
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    shared_open_how(&s, p.tx, LEN, false);
+    p.fds++;
+    pair_settle(&p);
+    g_assert_cmpint(info_of(p.tx).withheld_regions, ==, 0);
+    g_assert_cmpint(stats_of(p.rx).peer_regions, ==, 1);
+    shared_close(&s);
+    p.fds--;
+    pair_close(&p);
+}
+
+#define SOMEBODY 12345
+
+/* The client: another user.  Exits with how many regions it was given. */
+static void somebody_main(const char *path)
+{
+    struct zpipe *zp = NULL;
+    uint8_t byte;
+
+    if (setgid(SOMEBODY) == 0 && setuid(SOMEBODY) == 0) {
+        zp = zpipe_new(NULL);
+    }
+    if (!zp || zpipe_connect(zp, path) ||
+        zpipe_read_full(zp, &byte, 1) != 1) {
+        _exit(99);
+    }
+    _exit(stats_of(zp).peer_regions);
+}
+
+/* That user has no right to open the file: it may look. */
+static void test_region_other_user(void)
+{
+    char *path = path_new();
+    g_autofree char *dir = g_path_get_dirname(path);
+    struct zpipe *zp = zpipe_new(NULL);
+    int listener, sock, status;
+    Shared s;
+    pid_t pid;
+
+    if (getuid() != 0) {
+        g_test_skip("cannot become another user");
+        zpipe_free(zp);
+        path_free(path);
+        return;
+    }
+    shared_open_how(&s, zp, 64 * KiB, false);
+    listener = zpipe_listen(path);
+    g_assert_cmpint(listener, >=, 0);
+    g_assert_cmpint(chmod(dir, 0711) | chmod(path, 0777), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        somebody_main(path);
+    }
+    while ((sock = zpipe_accept(listener)) == -EAGAIN) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(zpipe_attach(zp, sock, true), ==, 0);
+    g_assert_cmpint(zpipe_wait_connected(zp, HANG_MS), ==, 0);
+    g_assert_cmpint(info_of(zp).peer_uid, ==, SOMEBODY);
+    g_assert_cmpint(info_of(zp).withheld_regions, ==, 0);
+    g_assert_cmpint(zpipe_write_all(zp, "x", 1), ==, 0);
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    g_assert_cmpint(WEXITSTATUS(status), ==, 1);
+    close(listener);
+    shared_close(&s);
+    zpipe_free(zp);
+    path_free(path);
+}
+
 /* Memory that the library allocates is the one that a peer may write. */
 static void test_buffer_writable(void)
 {
@@ -516,6 +669,10 @@ int main(int argc, char **argv)
     g_test_add_func("/region/refused/ranges", test_refused_ranges);
     g_test_add_func("/region/refused/hugetlb", test_refused_hugetlb);
     g_test_add_func("/region/read-only", test_region_read_only);
+    g_test_add_func("/region/sealed", test_region_sealed);
+    g_test_add_func("/region/withheld", test_region_withheld);
+    g_test_add_func("/region/trusted", test_region_trusted);
+    g_test_add_func("/region/other-user", test_region_other_user);
     g_test_add_func("/region/buffer-writable", test_buffer_writable);
     g_test_add_func("/region/arena-read-only", test_arena_read_only);
     return g_test_run();

@@ -59,10 +59,8 @@ static void run_open(Run *run, const Case *c)
         run->out = zpipe_buffer_new(run->p.tx, SIZE_MAX_TESTED);
         break;
     case SRC_REGION:
-        run->memfd = memfd_new(SIZE_MAX_TESTED, MFD_ALLOW_SEALING,
-                               F_SEAL_SHRINK);
+        run->memfd = memfd_shown(SIZE_MAX_TESTED, (void **)&run->out);
         run->p.fds++;                   /* the memfd is ours */
-        run->out = map_new(run->memfd, SIZE_MAX_TESTED);
         g_assert_cmpint(zpipe_region_add(run->p.tx, run->memfd, 0, run->out,
                                          SIZE_MAX_TESTED), >=, 0);
         break;
