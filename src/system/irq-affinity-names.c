@@ -84,8 +84,12 @@ int irq_text_write(int fd, const char *text)
 {
     ssize_t ret;
 
+    /* no pwrite(): files of /proc that are made with seq_file refuse it */
+    if (lseek(fd, 0, SEEK_SET) < 0) {
+        return -errno;
+    }
     do {
-        ret = pwrite(fd, text, strlen(text), 0);
+        ret = write(fd, text, strlen(text));
     } while (ret < 0 && errno == EINTR);
     return ret < 0 ? -errno : 0;
 }
