@@ -120,21 +120,14 @@ def measure(say):
     found = {}
     with Lab('bench-irq-affinity', smp=CPUS, say=say) as lab:
         address = lab.run('a=$(make_vfs 2 | head -n 1); to_vfio $a; echo $a')
-        lab.run('mkdir -p /tmp/srv; head -c 4096k /dev/urandom '
-                '>/tmp/srv/down; httpd -p 10.2.0.1:8002 -h /tmp/srv')
-        script = GUEST + '''
-            park ready
-            while :; do wget -q -O /dev/null http://10.2.0.1:8002/down; done &
-            park quiet; kill $!; killall wget; park idle
-        '''
         with lab.guest(
-                'bench', script, timeout=900, log='irq_affinity_*',
+                'bench', GUEST + 'park ready', timeout=900,
+                log='irq_affinity_*',
                 devices=[f'vfio-pci,id=nic,host={address},romfile=,'
                          'irq-affinity=follow'],
                 args=['-object', 'irq-affinity,id=follow']) as guest:
             guest.wait_parked('ready')
-            guest.resume()
-            guest.wait_parked('quiet')
+            ping = lab.run('ping -A -q 10.2.0.2 >/dev/null & echo $!')
             for repeat in range(REPEATS):
                 for period_ms in PERIODS_MS:
                     for way in 'off', 'on':
@@ -145,8 +138,8 @@ def measure(say):
                         say(f'{repeat} {period_ms} ms {way}: {figure}')
             mask = f'{(1 << CPUS) - 1:x}'
             lab.run(f'taskset -p {mask} {guest.vcpu_threads()[0]}')
-            lab.run('for i in 1 2 3 4; do (while :; do :; done) & done; '
-                    'jobs -p >/tmp/busy')
+            lab.run(f'for i in $(seq {CPUS}); do (while :; do :; done) & '
+                    'echo $!; done >/tmp/busy')
             for repeat in range(REPEATS):
                 for way in 'off', 'on':
                     use(guest, 'follow' if way == 'on' else '')
@@ -155,8 +148,7 @@ def measure(say):
                                      []).append(figure)
                     say(f'{repeat} floating {way}: {figure}')
             lab.run('kill $(cat /tmp/busy)')
-            guest.resume()
-            guest.wait_parked('idle')
+            lab.run(f'kill {ping}')
             time.sleep(3)
             return found, idle(lab, guest), decisions(guest)
 
