@@ -31,7 +31,7 @@ HOST_MODULES = ('virtio_pci', 'virtio_iommu', 'virtio_console', 'virtio_net',
 SPARE_MODULES = ('e1000e', 'nvme')
 GUEST_MODULES = DEFAULT_MODULES + ('igbvf', 'nvme')
 
-PROGRAMS = ('qemu-system-x86_64', 'qemu-img')
+PROGRAMS = ('qemu-system-x86_64', 'qemu-img', 'qemu-irq-affinity-helper')
 FIRMWARE_FILES = ('bios-256k.bin', 'linuxboot_dma.bin', 'kvmvapic.bin')
 
 

@@ -1,0 +1,840 @@
+/*
+ * Interrupt affinity that follows the vCPU: devices, vCPUs, moves
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Everything happens in the main loop under the BQL: a bottom half looks at
+ * interrupts and routes anew after any of them changed; a timer samples vCPUs
+ * that cannot be watched otherwise and runs what the policy has planned.
+ * While no device is attached, or nothing is planned and no vCPU is sampled,
+ * the timer is not armed.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qapi/error.h"
+#include "qapi/qapi-events-irq-affinity.h"
+#include "hw/qdev-core.h"
+#include "system/hotpath-stats.h"
+#include "irq-affinity-internal.h"
+#include "trace.h"
+
+/* Longest time between two samples of a vCPU that sleeps */
+#define SAMPLE_MAX_NS (1000 * SCALE_MS)
+
+static IRQAffinityList all = QTAILQ_HEAD_INITIALIZER(all);
+static unsigned attached;       /* devices, of all objects */
+
+/* Logical addresses of the vCPUs, by index; read again when asked for */
+static GArray *logical;         /* IRQDestVCPU */
+static void (*logical_read)(CPUState *cpu, IRQDestVCPU *dest);
+static unsigned generation;     /* of routes */
+static unsigned logical_generation;
+
+const IRQAffinityList *irq_affinity_all(void)
+{
+    return &all;
+}
+
+static int64_t now_ns(void)
+{
+    return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+}
+
+static const char *object_id(IRQAffinity *a)
+{
+    return object_get_canonical_path_component(OBJECT(a)) ?: "";
+}
+
+/*
+ * What the policy asks
+ */
+
+static IRQFollowed *followed(IRQVector *v)
+{
+    return container_of(v, IRQFollowed, v);
+}
+
+static IRQFollowedVCPU *vcpu_at(const IRQAffinity *a, unsigned index)
+{
+    return index < a->vcpus->len ? g_ptr_array_index(a->vcpus, index) : NULL;
+}
+
+static bool world_counts(void *opaque, IRQVector *v, uint32_t *counts)
+{
+    return irq_host_counts(followed(v)->host, counts);
+}
+
+static bool world_run_ns(void *opaque, unsigned index, uint64_t *run_ns)
+{
+    IRQFollowedVCPU *vcpu = vcpu_at(opaque, index);
+
+    return vcpu && vcpu->watch && irq_watch_run_ns(vcpu->watch, run_ns);
+}
+
+static bool world_near(void *opaque, int a, int b)
+{
+    return irq_host_near(((IRQAffinity *)opaque)->host, a, b);
+}
+
+static IRQMask world_mask(void *opaque, IRQVector *v)
+{
+    IRQAffinity *a = opaque;
+    IRQFollowed *f = followed(v);
+    IRQMask mask = irq_host_mask(f->host);
+
+    if (mask == IRQ_MASK_FOREIGN) {
+        trace_irq_affinity_foreign(object_id(a), f->client->path,
+                                   irq_host_number(f->host));
+    }
+    return mask;
+}
+
+/* An object whose moves are all denied would else be useless in silence. */
+static void tell_denied(IRQAffinity *a, int err)
+{
+    IrqAffinityRefusal reason = irq_policy_refusal(err);
+
+    if (a->told || (reason != IRQ_AFFINITY_REFUSAL_DENIED &&
+                    reason != IRQ_AFFINITY_REFUSAL_NO_HELPER)) {
+        return;
+    }
+    a->told = true;
+    if (!a->helper) {
+        warn_report("irq-affinity '%s': interrupts stay where they are: no "
+                    "helper is set, and QEMU may not write "
+                    "/proc/irq/N/smp_affinity_list: %s", object_id(a),
+                    strerror(err));
+    } else if (reason == IRQ_AFFINITY_REFUSAL_DENIED) {
+        warn_report("irq-affinity '%s': an interrupt stays where it is: the "
+                    "helper at '%s' does not allow to move it: %s",
+                    object_id(a), a->helper, strerror(err));
+    } else {
+        warn_report("irq-affinity '%s': interrupts stay where they are: there "
+                    "is no connection to the helper at '%s'; it is tried "
+                    "again", object_id(a), a->helper);
+    }
+}
+
+static void refused(IRQAffinity *a, IRQFollowed *f, int cpu, int err)
+{
+    IrqAffinityRefusal reason = irq_policy_refusal(err);
+    int number = irq_host_number(f->host);
+
+    trace_irq_affinity_refused(object_id(a), f->client->path, number, cpu,
+                               IrqAffinityRefusal_str(reason));
+    qapi_event_send_irq_affinity_refused(object_id(a), f->client->path, number,
+                                         cpu, reason);
+    tell_denied(a, err);
+    if (reason == IRQ_AFFINITY_REFUSAL_GONE) {
+        qemu_bh_schedule(a->rescan);
+    }
+}
+
+static void told_move(IRQAffinity *a, IRQFollowed *f, int cpu, int err)
+{
+    if (err) {
+        refused(a, f, cpu, err);
+    } else {
+        trace_irq_affinity_move(object_id(a), f->client->path, f->vector,
+                                irq_host_number(f->host), cpu);
+    }
+}
+
+static int ask_helper(IRQAffinity *a, IRQFollowed *f, int cpu)
+{
+    IRQAffinityClient *c = f->client;
+    IRQFollowedVCPU *vcpu = vcpu_at(a, f->owner);
+
+    return vcpu ? irq_client_move(a->client, f, irq_host_number(f->host),
+                                  c->host, c->source->proof(c->opaque),
+                                  vcpu->cpu->thread_id, cpu)
+                : -EINVAL;
+}
+
+static int world_move(void *opaque, IRQVector *v, int cpu)
+{
+    IRQAffinity *a = opaque;
+    IRQFollowed *f = followed(v);
+    int ret = a->client ? ask_helper(a, f, cpu) : irq_host_move(f->host, cpu);
+
+    if (ret != -EINPROGRESS) {
+        told_move(a, f, cpu, -ret);
+    }
+    return ret;
+}
+
+static const IRQWorld world = {
+    .counts = world_counts,
+    .run_ns = world_run_ns,
+    .near = world_near,
+    .mask = world_mask,
+    .move = world_move,
+};
+
+/*
+ * Time
+ */
+
+static void arm_timer(IRQAffinity *a, int64_t due_ns)
+{
+    for (unsigned i = 0; i < a->vcpus->len; i++) {
+        IRQFollowedVCPU *vcpu = vcpu_at(a, i);
+
+        if (vcpu && vcpu->watch) {
+            due_ns = MIN(due_ns, vcpu->sample_due_ns);
+        }
+    }
+    if (due_ns == IRQ_POLICY_NEVER) {
+        timer_del(a->timer);
+    } else {
+        timer_mod_ns(a->timer, due_ns);
+    }
+}
+
+static void run(IRQAffinity *a)
+{
+    arm_timer(a, irq_policy_run(a->engine, now_ns()));
+}
+
+static void vcpu_seen(void *opaque, int cpu)
+{
+    IRQFollowedVCPU *vcpu = opaque;
+    IRQAffinity *a = vcpu->affinity;
+
+    if (cpu != irq_policy_vcpu_cpu(a->engine, vcpu->cpu->cpu_index)) {
+        trace_irq_affinity_vcpu(object_id(a), vcpu->cpu->cpu_index, cpu);
+        irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index, cpu, now_ns());
+        run(a);
+    }
+}
+
+/*
+ * A thread that has not run since is where it was; it is looked at less
+ * often, until it runs again.
+ */
+static void sample(IRQFollowedVCPU *vcpu, int64_t now)
+{
+    IRQAffinity *a = vcpu->affinity;
+    int64_t step_ns = (int64_t)a->sample_interval_ms * SCALE_MS;
+    uint64_t run_ns = 0;
+
+    if (irq_watch_run_ns(vcpu->watch, &run_ns) &&
+        run_ns == vcpu->sampled_run_ns) {
+        vcpu->sample_step_ns = MIN(vcpu->sample_step_ns * 2,
+                                   MAX(SAMPLE_MAX_NS, step_ns));
+    } else {
+        vcpu->sampled_run_ns = run_ns;
+        vcpu->sample_step_ns = step_ns;
+        irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index,
+                           irq_watch_cpu(vcpu->watch), now);
+    }
+    vcpu->sample_due_ns = now + vcpu->sample_step_ns;
+}
+
+static void timer_cb(void *opaque)
+{
+    IRQAffinity *a = opaque;
+    int64_t now = now_ns();
+
+    a->wake_ups++;
+    for (unsigned i = 0; i < a->vcpus->len; i++) {
+        IRQFollowedVCPU *vcpu = vcpu_at(a, i);
+
+        if (vcpu && vcpu->watch && vcpu->sample_due_ns <= now) {
+            sample(vcpu, now);
+        }
+    }
+    run(a);
+}
+
+/*
+ * vCPUs
+ */
+
+static IRQDestVCPU *logical_of(CPUState *cpu)
+{
+    if (!logical) {
+        logical = g_array_new(false, true, sizeof(IRQDestVCPU));
+    }
+    if (logical->len <= cpu->cpu_index) {
+        g_array_set_size(logical, cpu->cpu_index + 1);
+    }
+    return &g_array_index(logical, IRQDestVCPU, cpu->cpu_index);
+}
+
+static bool shares_thread(CPUState *cpu)
+{
+    CPUState *other;
+
+    CPU_FOREACH(other) {
+        if (other != cpu && other->created &&
+            other->thread_id == cpu->thread_id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+IrqAffinitySource irq_affinity_source(const IRQFollowedVCPU *vcpu)
+{
+    return vcpu->watch ? irq_watch_source(vcpu->watch)
+                       : IRQ_AFFINITY_SOURCE_NONE;
+}
+
+static void vcpu_free(void *opaque)
+{
+    IRQFollowedVCPU *vcpu = opaque;
+
+    if (vcpu) {
+        irq_watch_free(vcpu->watch);
+        g_free(vcpu);
+    }
+}
+
+static void vcpu_forget(IRQAffinity *a, unsigned index)
+{
+    if (vcpu_at(a, index)) {
+        if (a->client) {
+            irq_client_forget(a->client, a->vcpus->pdata[index]);
+        }
+        vcpu_free(a->vcpus->pdata[index]);
+        a->vcpus->pdata[index] = NULL;
+        irq_policy_vcpu_at(a->engine, index, -1, now_ns());
+    }
+}
+
+/* The helper may open the event; until it has, the vCPU is sampled. */
+static void ask_watch(IRQFollowedVCPU *vcpu)
+{
+    if (vcpu->affinity->client && !vcpu->affinity->host_root) {
+        irq_client_watch(vcpu->affinity->client, vcpu, vcpu->cpu->thread_id);
+    }
+}
+
+static void vcpu_follow(IRQAffinity *a, CPUState *cpu)
+{
+    unsigned index = cpu->cpu_index;
+    IRQFollowedVCPU *vcpu;
+
+    if (vcpu_at(a, index)) {
+        return;
+    }
+    if (index >= a->vcpus->len) {
+        g_ptr_array_set_size(a->vcpus, index + 1);
+    }
+    vcpu = g_new0(IRQFollowedVCPU, 1);
+    vcpu->affinity = a;
+    vcpu->cpu = cpu;
+    vcpu->sample_due_ns = IRQ_POLICY_NEVER;
+    a->vcpus->pdata[index] = vcpu;
+    if (shares_thread(cpu)) {
+        return;
+    }
+    vcpu->watch = irq_watch_new(a->host_root, cpu->thread_id, !a->client,
+                                vcpu_seen, vcpu);
+    if (irq_watch_source(vcpu->watch) == IRQ_AFFINITY_SOURCE_SAMPLE) {
+        vcpu->sample_due_ns = now_ns();
+        ask_watch(vcpu);
+    }
+    irq_policy_vcpu_at(a->engine, index, irq_watch_cpu(vcpu->watch),
+                       now_ns());
+    trace_irq_affinity_follow(object_id(a), index, cpu->thread_id,
+                              IrqAffinitySource_str(
+                                  irq_affinity_source(vcpu)));
+}
+
+/* Follow the vCPUs that own an interrupt, and no others. */
+static void follow_owners(IRQAffinity *a)
+{
+    g_autoptr(GHashTable) owners = g_hash_table_new(NULL, NULL);
+    IRQAffinityClient *c;
+    CPUState *cpu;
+
+    QTAILQ_FOREACH(c, &a->clients, next) {
+        for (unsigned i = 0; i < c->vectors->len; i++) {
+            IRQFollowed *f = g_ptr_array_index(c->vectors, i);
+
+            if (f->host && f->owner >= 0) {
+                g_hash_table_add(owners, GINT_TO_POINTER(f->owner + 1));
+            }
+        }
+    }
+    for (unsigned i = 0; i < a->vcpus->len; i++) {
+        if (!g_hash_table_contains(owners, GINT_TO_POINTER(i + 1))) {
+            vcpu_forget(a, i);
+        }
+    }
+    CPU_FOREACH(cpu) {
+        if (cpu->created && g_hash_table_contains(
+                owners, GINT_TO_POINTER(cpu->cpu_index + 1))) {
+            vcpu_follow(a, cpu);
+        }
+    }
+}
+
+void irq_affinity_vcpu_created(CPUState *cpu)
+{
+    irq_affinity_changed();
+}
+
+void irq_affinity_vcpu_destroyed(CPUState *cpu)
+{
+    IRQAffinity *a;
+
+    QTAILQ_FOREACH(a, &all, next) {
+        vcpu_forget(a, cpu->cpu_index);
+    }
+    logical_of(cpu)->logical_known = false;
+    irq_affinity_changed();
+}
+
+/*
+ * Owners
+ */
+
+void irq_affinity_set_logical(void (*read)(CPUState *cpu, IRQDestVCPU *dest))
+{
+    logical_read = read;
+}
+
+/*
+ * In the vCPU's thread, BQL held: only it can read its local APIC without a
+ * wait.
+ */
+static void read_logical(CPUState *cpu, run_on_cpu_data data)
+{
+    IRQDestVCPU *dest = logical_of(cpu);
+    IRQAffinity *a;
+
+    logical_read(cpu, dest);
+    dest->logical_known = true;
+    QTAILQ_FOREACH(a, &all, next) {
+        qemu_bh_schedule(a->rescan);
+    }
+}
+
+/* Once for each change of routes. */
+static void ask_logical(void)
+{
+    CPUState *cpu;
+
+    if (logical_generation == generation) {
+        return;
+    }
+    logical_generation = generation;
+    CPU_FOREACH(cpu) {
+        if (cpu->created) {
+            async_run_on_cpu(cpu, read_logical, RUN_ON_CPU_NULL);
+        }
+    }
+}
+
+/* Returns: (transfer full): IRQDestVCPU of each vCPU. */
+static GArray *destinations(void)
+{
+    GArray *list = g_array_new(false, false, sizeof(IRQDestVCPU));
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        IRQDestVCPU dest = *logical_of(cpu);
+
+        dest.vcpu = cpu->cpu_index;
+        dest.apic_id = cpu->cc->get_arch_id(cpu);
+        g_array_append_val(list, dest);
+    }
+    return list;
+}
+
+static int owner_of(IRQFollowed *f, const GArray *list)
+{
+    IRQAffinityClient *c = f->client;
+    uint64_t addr;
+    uint32_t data;
+    int owner;
+
+    if (!c->source->message(c->opaque, f->vector, &addr, &data)) {
+        return IRQ_OWNER_NO_ROUTE;
+    }
+    owner = irq_dest_vcpu(addr, data, (IRQDestVCPU *)list->data, list->len);
+    if (owner == IRQ_DEST_ASK) {
+        ask_logical();
+        return IRQ_DEST_SEVERAL;
+    }
+    if (!(addr & 4) || list->len < 2) {
+        return owner;
+    }
+    /* a logical address: it may have changed with the route */
+    ask_logical();
+    return owner;
+}
+
+/*
+ * Interrupts
+ */
+
+/* What is told of a vector outlives an incarnation of its interrupt. */
+static void vector_reset(IRQVector *v)
+{
+    IRQVector before = *v;
+
+    *v = (IRQVector) {
+        .interrupts = before.interrupts,
+        .forwards = before.forwards,
+        .moves = before.moves,
+        .last_refusal = before.last_refusal,
+    };
+    memcpy(v->refusals, before.refusals, sizeof(v->refusals));
+}
+
+static void interrupt_lost(IRQAffinity *a, IRQFollowed *f)
+{
+    if (f->host) {
+        if (a->client) {
+            irq_client_forget(a->client, f);
+        }
+        irq_policy_remove(a->engine, &f->v);
+        irq_host_close(f->host);
+        f->host = NULL;
+    }
+}
+
+static void interrupt_found(IRQAffinity *a, IRQFollowed *f, IRQHostIRQ *host)
+{
+    interrupt_lost(a, f);
+    f->host = host;
+    vector_reset(&f->v);
+    irq_policy_add(a->engine, &f->v, MAX(f->owner, -1), now_ns());
+    trace_irq_affinity_irq(object_id(a), f->client->path, f->vector,
+                           irq_host_number(host), f->owner);
+}
+
+static IRQFollowed *vector_get(IRQAffinityClient *c, unsigned vector)
+{
+    while (c->vectors->len <= vector) {
+        IRQFollowed *f = g_new0(IRQFollowed, 1);
+
+        f->client = c;
+        f->vector = c->vectors->len;
+        f->owner = IRQ_OWNER_NO_ROUTE;
+        g_ptr_array_add(c->vectors, f);
+    }
+    return g_ptr_array_index(c->vectors, vector);
+}
+
+static void scan_interrupt(IRQAffinityClient *c, int number)
+{
+    IRQAffinity *a = c->affinity;
+    unsigned vector = 0;
+    IRQHostIRQ *host = irq_host_open(a->host, c->host, number, &vector);
+    IRQFollowed *f;
+
+    if (!host || vector >= c->source->vectors(c->opaque)) {
+        irq_host_close(host);
+        return;
+    }
+    f = vector_get(c, vector);
+    f->seen = true;
+    if (f->host && irq_host_number(f->host) == number &&
+        irq_host_alive(f->host)) {
+        irq_host_close(host);
+    } else {
+        interrupt_found(a, f, host);
+    }
+}
+
+static void scan_client(IRQAffinityClient *c, const GArray *list)
+{
+    g_autoptr(GArray) numbers = irq_host_numbers(c->affinity->host, c->host);
+
+    for (unsigned i = 0; i < c->vectors->len; i++) {
+        vector_get(c, i)->seen = false;
+    }
+    for (unsigned i = 0; i < numbers->len; i++) {
+        scan_interrupt(c, g_array_index(numbers, int, i));
+    }
+    for (unsigned i = 0; i < c->vectors->len; i++) {
+        IRQFollowed *f = vector_get(c, i);
+
+        if (!f->seen) {
+            interrupt_lost(c->affinity, f);
+        }
+        f->owner = owner_of(f, list);
+        if (f->host) {
+            irq_policy_set_owner(c->affinity->engine, &f->v,
+                                 MAX(f->owner, -1), now_ns());
+        }
+    }
+}
+
+static void rescan_cb(void *opaque)
+{
+    IRQAffinity *a = opaque;
+    IRQAffinityClient *c;
+    g_autoptr(GArray) list = destinations();
+
+    QTAILQ_FOREACH(c, &a->clients, next) {
+        scan_client(c, list);
+    }
+    follow_owners(a);
+    trace_irq_affinity_rescan(object_id(a));
+    run(a);
+}
+
+void irq_affinity_changed(void)
+{
+    IRQAffinity *a;
+
+    if (!attached) {
+        return;
+    }
+    generation++;
+    QTAILQ_FOREACH(a, &all, next) {
+        if (!QTAILQ_EMPTY(&a->clients)) {
+            qemu_bh_schedule(a->rescan);
+        }
+    }
+}
+
+/*
+ * The helper
+ */
+
+static void helper_connected(void *opaque)
+{
+    IRQAffinity *a = opaque;
+
+    for (unsigned i = 0; i < a->vcpus->len; i++) {
+        IRQFollowedVCPU *vcpu = vcpu_at(a, i);
+
+        if (vcpu &&
+            irq_affinity_source(vcpu) == IRQ_AFFINITY_SOURCE_SAMPLE) {
+            ask_watch(vcpu);
+        }
+    }
+    irq_policy_retry(a->engine, IRQ_AFFINITY_REFUSAL_NO_HELPER, now_ns());
+    run(a);
+}
+
+static void helper_moved(void *opaque, void *tag, int cpu, int err)
+{
+    IRQAffinity *a = opaque;
+    IRQFollowed *f = tag;
+
+    if (!err) {
+        irq_host_moved(f->host, cpu);
+    }
+    told_move(a, f, cpu, err);
+    irq_policy_moved(a->engine, &f->v, cpu, -err, now_ns());
+    run(a);
+}
+
+static void helper_watched(void *opaque, void *tag, int fd)
+{
+    IRQAffinity *a = opaque;
+    IRQFollowedVCPU *vcpu = tag;
+
+    if (fd >= 0 && irq_watch_use_perf(vcpu->watch, fd)) {
+        vcpu->sample_due_ns = IRQ_POLICY_NEVER;
+        trace_irq_affinity_follow(object_id(a), vcpu->cpu->cpu_index,
+                                  vcpu->cpu->thread_id, "perf");
+        /* it may have moved before the event was there */
+        vcpu_seen(vcpu, irq_watch_cpu(vcpu->watch));
+        run(a);
+    }
+}
+
+static const IRQClientOps client_ops = {
+    .connected = helper_connected,
+    .moved = helper_moved,
+    .watched = helper_watched,
+};
+
+static void give_back(IRQFollowed *f)
+{
+    IRQAffinity *a = f->client->affinity;
+    IRQFollowedVCPU *vcpu = f->owner >= 0 ? vcpu_at(a, f->owner) : NULL;
+
+    if (!a->client) {
+        irq_host_restore(f->host);
+    } else if (vcpu && irq_host_was_moved(f->host) &&
+               irq_host_mask(f->host) != IRQ_MASK_FOREIGN) {
+        irq_client_restore(a->client, irq_host_number(f->host),
+                           f->client->host,
+                           f->client->source->proof(f->client->opaque),
+                           vcpu->cpu->thread_id, irq_host_original(f->host));
+    }
+}
+
+/*
+ * Devices
+ */
+
+static bool can_follow(Error **errp)
+{
+    CPUState *cpu;
+
+    if (!logical_read) {
+        error_setg(errp, "Property 'irq-affinity' is not supported by this "
+                   "machine: it needs an x86 machine");
+        return false;
+    }
+    CPU_FOREACH(cpu) {
+        if (shares_thread(cpu)) {
+            error_setg(errp, "Property 'irq-affinity' needs a thread for each "
+                       "vCPU, but the accelerator runs them all in one");
+            return false;
+        }
+    }
+    return true;
+}
+
+IRQAffinityClient *irq_affinity_attach(IRQAffinity *a,
+                                       const IRQAffinitySource *source,
+                                       void *opaque, DeviceState *device,
+                                       const char *host, Error **errp)
+{
+    IRQAffinityClient *c;
+
+    if (!can_follow(errp)) {
+        return NULL;
+    }
+    c = g_new0(IRQAffinityClient, 1);
+    c->affinity = a;
+    c->source = source;
+    c->opaque = opaque;
+    c->path = object_get_canonical_path(OBJECT(device));
+    c->host = g_strdup(host);
+    c->vectors = g_ptr_array_new_with_free_func(g_free);
+    object_ref(a);
+    QTAILQ_INSERT_TAIL(&a->clients, c, next);
+    attached++;
+    if (a->client) {
+        irq_client_start(a->client);
+    }
+    trace_irq_affinity_attach(object_id(a), c->path, host);
+    irq_affinity_changed();
+    return c;
+}
+
+void irq_affinity_detach(IRQAffinityClient *c, bool restore)
+{
+    IRQAffinity *a;
+
+    if (!c) {
+        return;
+    }
+    a = c->affinity;
+    trace_irq_affinity_detach(object_id(a), c->path, restore);
+    for (unsigned i = 0; i < c->vectors->len; i++) {
+        IRQFollowed *f = vector_get(c, i);
+
+        if (restore && f->host) {
+            give_back(f);
+        }
+        interrupt_lost(a, f);
+    }
+    QTAILQ_REMOVE(&a->clients, c, next);
+    attached--;
+    if (a->client && QTAILQ_EMPTY(&a->clients)) {
+        irq_client_stop(a->client);
+    }
+    follow_owners(a);
+    run(a);
+    g_ptr_array_free(c->vectors, true);
+    g_free(c->path);
+    g_free(c->host);
+    g_free(c);
+    object_unref(a);
+}
+
+/*
+ * Statistics: of all objects
+ */
+
+static const HotpathStat stats[] = {
+    { "irq-affinity-notices", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-interrupts", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-forwards", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-moves", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-held", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-over-budget", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-foreign", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-resets", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-wake-ups", STATS_TYPE_CUMULATIVE },
+    { "irq-affinity-refusals", STATS_TYPE_CUMULATIVE },
+};
+
+static bool read_stats(CPUState *cpu, uint64_t *values)
+{
+    IRQAffinity *a;
+
+    memset(values, 0, ARRAY_SIZE(stats) * sizeof(*values));
+    QTAILQ_FOREACH(a, &all, next) {
+        const IRQPolicyStats *s = irq_policy_stats(a->engine);
+        const uint64_t one[] = {
+            s->notices, s->interrupts, s->forwards, s->moves, s->held,
+            s->over_budget, s->foreign, s->resets, a->wake_ups,
+        };
+
+        for (int i = 0; i < ARRAY_SIZE(one); i++) {
+            values[i] += one[i];
+        }
+        for (int i = 0; i < IRQ_AFFINITY_REFUSAL__MAX; i++) {
+            values[ARRAY_SIZE(one)] += s->refusals[i];
+        }
+    }
+    return true;
+}
+
+static const HotpathStatsGroup stats_group = {
+    .target = STATS_TARGET_VM,
+    .stats = stats,
+    .count = ARRAY_SIZE(stats),
+    .read = read_stats,
+};
+
+/*
+ * Objects
+ */
+
+bool irq_affinity_start(IRQAffinity *a, Error **errp)
+{
+    IRQPolicyConfig config = {
+        .optimistic = a->policy != IRQ_AFFINITY_POLICY_PESSIMISTIC,
+        .pessimistic = a->policy != IRQ_AFFINITY_POLICY_OPTIMISTIC,
+        .forward_threshold = a->forward_threshold,
+        .forward_window_ns = (int64_t)a->forward_window_ms * SCALE_MS,
+        .min_interval_ns = (int64_t)a->min_interval_ms * SCALE_MS,
+        .max_moves_per_s = a->max_moves_per_s,
+    };
+
+    a->host = irq_host_new(a->host_root, a->locality, errp);
+    if (!a->host) {
+        return false;
+    }
+    a->engine = irq_policy_new(&config, &world, a, irq_host_cpus(a->host));
+    if (a->helper) {
+        a->client = irq_client_new(a->helper, &client_ops, a);
+    }
+    a->timer = timer_new_ns(QEMU_CLOCK_REALTIME, timer_cb, a);
+    a->rescan = qemu_bh_new(rescan_cb, a);
+    a->vcpus = g_ptr_array_new_with_free_func(vcpu_free);
+    QTAILQ_INSERT_TAIL(&all, a, next);
+    hotpath_stats_register(&stats_group);
+    return true;
+}
+
+void irq_affinity_stop(IRQAffinity *a)
+{
+    QTAILQ_REMOVE(&all, a, next);
+    g_ptr_array_free(a->vcpus, true);
+    irq_client_free(a->client);
+    qemu_bh_delete(a->rescan);
+    timer_free(a->timer);
+    irq_policy_free(a->engine);
+    irq_host_free(a->host);
+}

@@ -1,0 +1,467 @@
+/*
+ * Unit test: what qemu-irq-affinity-helper grants to whom, and a fuzz of it
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The tree of the host is simulated; /dev/null stands for a VFIO group.  Real
+ * groups are the subject of tests/lab/test_irq_affinity.py.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <sys/sysmacros.h>
+#include <sys/syscall.h>
+#include "tools/irq-affinity/serve.h"
+
+#define DEVICE "0000:01:00.0"
+#define OTHER "0000:02:00.0"
+#define SECOND 1000000000LL
+
+typedef struct Fixture {
+    char *root;
+    IRQServe *s;
+    IRQPeer peer;
+    int proof;              /* /dev/null: group 7, with DEVICE */
+    int64_t now;
+} Fixture;
+
+static void put(const Fixture *f, const char *text, const char *fmt, ...)
+    G_GNUC_PRINTF(3, 4);
+
+static void put(const Fixture *f, const char *text, const char *fmt, ...)
+{
+    g_autofree char *path = NULL, *full = NULL, *dir = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    path = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    full = g_strconcat(f->root, path, NULL);
+    dir = g_path_get_dirname(full);
+    g_assert_cmpint(g_mkdir_with_parents(dir, 0755), ==, 0);
+    g_assert_true(g_file_set_contents(full, text, -1, NULL));
+}
+
+static void put_link(const Fixture *f, const char *target, const char *path)
+{
+    g_autofree char *full = g_strconcat(f->root, path, NULL);
+    g_autofree char *dir = g_path_get_dirname(full);
+
+    g_assert_cmpint(g_mkdir_with_parents(dir, 0755), ==, 0);
+    unlink(full);
+    g_assert_cmpint(symlink(target, full), ==, 0);
+}
+
+static char *get_mask(const Fixture *f, int irq)
+{
+    g_autofree char *path = g_strdup_printf("%s/proc/irq/%d/smp_affinity_list",
+                                            f->root, irq);
+    char *text = NULL;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    return g_strstrip(text);
+}
+
+static void put_irq(const Fixture *f, int irq, const char *action)
+{
+    put(f, "0-7\n", "/proc/irq/%d/smp_affinity_list", irq);
+    put(f, action, "/sys/kernel/irq/%d/actions", irq);
+}
+
+static void set_up(Fixture *f, gconstpointer cpus)
+{
+    *f = (Fixture) { .now = 77 * SECOND };
+    f->root = g_dir_make_tmp("irq-helper-XXXXXX", NULL);
+    f->proof = open("/dev/null", O_RDWR);
+    f->peer.pid = getpid();
+    f->peer.pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+    g_assert_cmpint(f->peer.pidfd, >=, 0);
+    f->peer.greeted = true;
+    f->s = irq_serve_new(f->root, cpus, 5);
+    g_assert_nonnull(f->s);
+    put_link(f, "../../devices/virtual/vfio/7", "/sys/dev/char/1:3");
+    put(f, "", "/sys/devices/virtual/vfio/7/uevent");
+    put_link(f, "../../../../class/vfio",
+             "/sys/devices/virtual/vfio/7/subsystem");
+    put(f, "", "/sys/kernel/iommu_groups/7/devices/" DEVICE);
+    put(f, "", "/sys/kernel/iommu_groups/8/devices/" OTHER);
+    put_irq(f, 40, "vfio-msix[0](" DEVICE ")\n");
+    put_irq(f, 41, "vfio-msi[1](" DEVICE ")\n");
+    put_irq(f, 50, "vfio-msix[0](" OTHER ")\n");
+    put_irq(f, 51, "eth0\n");
+    put(f, "0f\n", "/proc/irq/default_smp_affinity");
+    put(f, "Name:\tqemu\nCpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
+        "Mems_allowed_list:\t0\n", "/proc/%d/task/%d/status", getpid(),
+        getpid());
+}
+
+static void tear_down(Fixture *f, gconstpointer data)
+{
+    g_autofree char *command = g_strdup_printf("rm -rf '%s'", f->root);
+
+    irq_serve_free(f->s);
+    close(f->proof);
+    close(f->peer.pidfd);
+    g_assert_cmpint(system(command), ==, 0);
+    g_free(f->root);
+}
+
+static IRQHelperRequest request(IRQHelperOp op, unsigned irq, unsigned cpu)
+{
+    IRQHelperRequest rq = {
+        .op = op, .id = 99, .number = irq, .cpu = cpu, .tid = getpid(),
+        .device = DEVICE,
+    };
+
+    return rq;
+}
+
+/* Returns: the error of the reply, -1: the connection ends. */
+static int ask_fd(Fixture *f, const IRQHelperRequest *rq, int fd)
+{
+    IRQHelperReply reply;
+    int reply_fd = -1;
+
+    if (!irq_serve_request(f->s, &f->peer, rq, sizeof(*rq), fd, &reply,
+                           &reply_fd, f->now)) {
+        return -1;
+    }
+    g_assert_cmpuint(reply.op, ==, rq->op);
+    g_assert_cmpuint(reply.id, ==, rq->id);
+    if (reply_fd >= 0) {
+        close(reply_fd);
+    }
+    return reply.error;
+}
+
+static int ask(Fixture *f, const IRQHelperRequest *rq)
+{
+    f->now += SECOND;
+    return ask_fd(f, rq, f->proof);
+}
+
+static void assert_mask(Fixture *f, int irq, const char *expected)
+{
+    g_autofree char *mask = get_mask(f, irq);
+
+    g_assert_cmpstr(mask, ==, expected);
+}
+
+static void test_move(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+
+    g_assert_cmpint(ask(f, &rq), ==, 0);
+    assert_mask(f, 40, "2");
+    rq = request(IRQ_HELPER_MOVE, 41, 1);
+    g_assert_cmpint(ask(f, &rq), ==, 0);
+    assert_mask(f, 41, "1");
+}
+
+/* Whose interrupt it is */
+static void test_not_own(Fixture *f, gconstpointer data)
+{
+    static const unsigned others[] = { 50, 51 };
+    IRQHelperRequest rq;
+
+    for (int i = 0; i < ARRAY_SIZE(others); i++) {
+        rq = request(IRQ_HELPER_MOVE, others[i], 2);
+        g_assert_cmpint(ask(f, &rq), ==, EPERM);
+        rq.op = IRQ_HELPER_RESTORE;
+        g_assert_cmpint(ask(f, &rq), ==, EPERM);
+        assert_mask(f, others[i], "0-7");
+    }
+    /* called by its right name, but not held */
+    rq = request(IRQ_HELPER_MOVE, 50, 2);
+    strcpy(rq.device, OTHER);
+    g_assert_cmpint(ask(f, &rq), ==, EPERM);
+    assert_mask(f, 50, "0-7");
+    rq = request(IRQ_HELPER_MOVE, 49, 2);
+    g_assert_cmpint(ask(f, &rq), ==, ENOENT);
+    rq.number = UINT32_MAX;
+    g_assert_cmpint(ask(f, &rq), ==, EINVAL);
+}
+
+/* Descriptors that prove nothing */
+static void test_no_proof(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_autofree char *file = g_strconcat(f->root, "/file", NULL);
+    int fds[] = {
+        -1,
+        open("/dev/null", O_RDONLY),
+        open("/dev/null", O_WRONLY),
+        open("/dev/null", O_PATH),
+        open("/dev/zero", O_RDWR),          /* a device, but no group */
+        open(file, O_RDWR | O_CREAT, 0600),
+        open(f->root, O_RDONLY | O_DIRECTORY),
+        socket(AF_UNIX, SOCK_STREAM, 0),
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(fds); i++) {
+        f->now += SECOND;
+        g_assert_cmpint(ask_fd(f, &rq, fds[i]), ==, EPERM);
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
+    }
+    /* a group without IOMMU */
+    put_link(f, "../../devices/virtual/vfio/noiommu-7", "/sys/dev/char/1:3");
+    put(f, "", "/sys/devices/virtual/vfio/noiommu-7/uevent");
+    put_link(f, "../../../../class/vfio",
+             "/sys/devices/virtual/vfio/noiommu-7/subsystem");
+    g_assert_cmpint(ask(f, &rq), ==, EPERM);
+    /* another kind of device with the same name */
+    put_link(f, "../../devices/virtual/misc/7", "/sys/dev/char/1:3");
+    put(f, "", "/sys/devices/virtual/misc/7/uevent");
+    put_link(f, "../../../../class/misc",
+             "/sys/devices/virtual/misc/7/subsystem");
+    g_assert_cmpint(ask(f, &rq), ==, EPERM);
+    assert_mask(f, 40, "0-7");
+}
+
+/* A device's own file, /dev/vfio/devices/vfioN */
+static void test_device_file(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+
+    put_link(f, "../../devices/pci/" DEVICE "/vfio-dev/vfio0",
+             "/sys/dev/char/1:3");
+    put(f, "", "/sys/devices/pci/" DEVICE "/vfio-dev/vfio0/uevent");
+    put_link(f, "../../../../../class/vfio-dev",
+             "/sys/devices/pci/" DEVICE "/vfio-dev/vfio0/subsystem");
+    put_link(f, "../../../" DEVICE,
+             "/sys/devices/pci/" DEVICE "/vfio-dev/vfio0/device");
+    g_assert_cmpint(ask(f, &rq), ==, 0);
+    assert_mask(f, 40, "2");
+    strcpy(rq.device, OTHER);
+    rq.number = 50;
+    g_assert_cmpint(ask(f, &rq), ==, EPERM);
+}
+
+/* Processors of the thread only, and of the administrator's list */
+static void test_cpus(Fixture *f, gconstpointer cpus)
+{
+    static const struct {
+        unsigned cpu;
+        int err, limited;       /* without and with the list 2-9 */
+    } rows[] = {
+        { 0, EPERM, EPERM }, { 1, 0, EPERM }, { 2, 0, 0 }, { 3, 0, 0 },
+        { 4, EPERM, EPERM }, { 8191, EPERM, EPERM }, { 8192, ERANGE, ERANGE },
+        { INT_MAX, ERANGE, ERANGE }, { UINT32_MAX, ERANGE, ERANGE },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, rows[i].cpu);
+
+        g_assert_cmpint(ask(f, &rq), ==, cpus ? rows[i].limited
+                                              : rows[i].err);
+    }
+    assert_mask(f, 40, "3");
+}
+
+/* A thread of somebody else, and a peer that is gone */
+static void test_thread(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+
+    rq.tid = 1;
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    rq.tid = UINT32_MAX;
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    rq.op = IRQ_HELPER_WATCH;
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    close(f->peer.pidfd);
+    f->peer.pidfd = -1;
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    {
+        pid_t child = fork();
+
+        if (!child) {
+            _exit(0);
+        }
+        f->peer.pidfd = syscall(SYS_pidfd_open, child, 0);
+        waitpid(child, NULL, 0);
+    }
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    assert_mask(f, 40, "0-7");
+}
+
+static void test_restore(Fixture *f, gconstpointer data)
+{
+    static const struct {
+        const char *list, *result;
+    } rows[] = {
+        { "1-3", "1-3" }, { "2", "2" }, { "1,3", "1,3" },
+        /* not allowed, or no list: the host's default */
+        { "0-3", "0,1,2,3" }, { "4", "0,1,2,3" }, { "", "0,1,2,3" },
+        { "1-3\n7", "0,1,2,3" }, { "1-", "0,1,2,3" }, { "-1", "0,1,2,3" },
+        { "3-1", "0,1,2,3" }, { "1-99999999", "0,1,2,3" },
+        { "1,1,1,1,1,1,1,1", "1,1,1,1,1,1,1,1" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        IRQHelperRequest rq = request(IRQ_HELPER_RESTORE, 40, 0);
+
+        strcpy(rq.list, rows[i].list);
+        g_assert_cmpint(ask(f, &rq), ==, 0);
+        assert_mask(f, 40, rows[i].result);
+    }
+}
+
+/* Its own limit, for each device, however many connections ask */
+static void test_limit(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+    IRQPeer other = f->peer;
+
+    for (int i = 0; i < 5; i++) {
+        g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, 0);
+    }
+    g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, EAGAIN);
+    f->peer = other;
+    g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, EAGAIN);
+    f->now += SECOND - 1;
+    g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, EAGAIN);
+    f->now++;
+    g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, 0);
+}
+
+/* Names that lead elsewhere in a path */
+static void test_names(Fixture *f, gconstpointer data)
+{
+    static const char *const names[] = {
+        "", ".", "..", "../" DEVICE, DEVICE "/..", "/", "0000:01:00.0 ",
+        "0000:01:00.0)", "[", "0000:01:00",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+        int err;
+
+        memset(rq.device, 0, sizeof(rq.device));
+        strcpy(rq.device, names[i]);
+        err = ask(f, &rq);
+        g_assert_true(err == EINVAL || err == EPERM);
+    }
+    assert_mask(f, 40, "0-7");
+}
+
+/* What is no message ends the connection. */
+static void test_protocol(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+    IRQHelperReply reply;
+    int reply_fd;
+
+    for (size_t len = 0; len < sizeof(rq); len++) {
+        g_assert_false(irq_serve_request(f->s, &f->peer, &rq, len, f->proof,
+                                         &reply, &reply_fd, f->now));
+    }
+    rq.op = 0;
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    rq.op = IRQ_HELPER_WATCH + 1;
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    rq.reserved = 1;
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    memset(rq.device, '0', sizeof(rq.device));
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    rq = request(IRQ_HELPER_RESTORE, 40, 2);
+    memset(rq.list, '1', sizeof(rq.list));
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    /* HELLO comes first, and with the right version */
+    f->peer.greeted = false;
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    rq = request(IRQ_HELPER_HELLO, IRQ_HELPER_VERSION + 1, 0);
+    g_assert_cmpint(ask(f, &rq), ==, EPROTONOSUPPORT);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, -1);
+    rq = request(IRQ_HELPER_HELLO, IRQ_HELPER_VERSION, 0);
+    g_assert_cmpint(ask(f, &rq), ==, 0);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, 0);
+}
+
+static void test_bad_list(void)
+{
+    g_assert_null(irq_serve_new("", "", 1));
+    g_assert_null(irq_serve_new("", "all", 1));
+    g_assert_null(irq_serve_new("", "1-", 1));
+    g_assert_null(irq_serve_new("", "8192", 1));
+}
+
+/*
+ * Requests that are almost right, with random changes: whatever is granted,
+ * interrupts of others stay, and no processor is used that is not allowed.
+ */
+static void test_fuzz(Fixture *f, gconstpointer data)
+{
+    unsigned rounds = g_test_slow() ? 2000000 : 50000;
+    unsigned granted = 0;
+
+    for (unsigned i = 0; i < rounds; i++) {
+        IRQHelperRequest rq = request(g_test_rand_int_range(0, 6),
+                                      g_test_rand_int_range(38, 54),
+                                      g_test_rand_int_range(0, 6));
+        unsigned changes = g_test_rand_int_range(0, 4);
+        bool proof = g_test_rand_int_range(0, 4);
+        int err;
+
+        if (rq.op == IRQ_HELPER_WATCH) {
+            rq.tid = 0;         /* no real events in a fuzz */
+        }
+        strcpy(rq.list, i & 1 ? "1-2" : "0");
+        for (unsigned j = 0; j < changes; j++) {
+            /* not the operation, or the thread, of WATCH */
+            unsigned at = g_test_rand_int_range(rq.op == IRQ_HELPER_WATCH
+                                                ? 24 : 4, sizeof(rq));
+
+            ((uint8_t *)&rq)[at] = g_test_rand_int();
+        }
+        if (i % 64 == 0) {
+            f->peer.greeted = true;
+            f->now += SECOND;
+        }
+        err = ask_fd(f, &rq, proof ? f->proof : -1);
+        granted += !err && (rq.op == IRQ_HELPER_MOVE ||
+                            rq.op == IRQ_HELPER_RESTORE);
+        if (!err && rq.op == IRQ_HELPER_MOVE) {
+            g_assert_true(proof && (rq.number == 40 || rq.number == 41));
+            g_assert_true(rq.cpu >= 1 && rq.cpu <= 3);
+        }
+        if (i % 64 == 0) {
+            assert_mask(f, 50, "0-7");
+            assert_mask(f, 51, "0-7");
+        }
+    }
+    g_assert_cmpuint(granted, >, rounds / 1000);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+#define ADD(name, func, cpus) \
+    g_test_add("/irq-affinity/helper/" name, Fixture, cpus, set_up, func, \
+               tear_down)
+    ADD("move", test_move, NULL);
+    ADD("not-own", test_not_own, NULL);
+    ADD("no-proof", test_no_proof, NULL);
+    ADD("device-file", test_device_file, NULL);
+    ADD("cpus", test_cpus, NULL);
+    ADD("cpus-list", test_cpus, "2-9");
+    ADD("thread", test_thread, NULL);
+    ADD("restore", test_restore, NULL);
+    ADD("limit", test_limit, NULL);
+    ADD("names", test_names, NULL);
+    ADD("protocol", test_protocol, NULL);
+    ADD("fuzz", test_fuzz, NULL);
+#undef ADD
+    g_test_add_func("/irq-affinity/helper/bad-list", test_bad_list);
+    return g_test_run();
+}
