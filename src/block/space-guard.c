@@ -210,11 +210,10 @@ void space_guard_drained_begin(BlockDriverState *bs)
     }
 }
 
-void space_guard_cancel(BlockDriverState *bs)
+void space_guard_cancel(void)
 {
-    if (bs && qatomic_read(&space_held_count)) {
-        GRAPH_RDLOCK_GUARD_MAINLOOP();
-        give_back_below(bs);
+    if (qatomic_read(&space_held_count)) {
+        space_requests_foreach_guard(space_requests_give_back);
     }
 }
 

@@ -190,9 +190,17 @@ void space_vm_user_stop(void)
 
 void space_vm_user_cont(void)
 {
+    BlockBackend *blk = NULL;
+
     vm.user_stopped = false;
     vm.credit = false;
     space_requests_user_cont();
+    if (vm.initialized) {
+        /* "cont" leaves out those that have no name, as with -blockdev */
+        while ((blk = blk_all_next(blk))) {
+            blk_iostatus_reset(blk);
+        }
+    }
 }
 
 bool space_vm_is_running(void)

@@ -65,6 +65,8 @@ class OnTmpfs(GuardTest):
             vm.wait_state('running')
             vm.wait_written()
             self.assertEqual(vm.requests(), [])
+            self.assertEqual({disk['io-status'] for disk in
+                              vm.cmd('query-block')}, {'ok'})
             stats = vm.stats()
             self.assertEqual((stats['requests'], stats['grown'],
                               stats['not-grown'], stats['resumed']),
@@ -360,6 +362,29 @@ class OnTmpfs(GuardTest):
                     vm.out('l', 0x1f0, 0)
                 vm.wait_state('io-error')
                 self.assert_stays(vm, 'io-error')
+
+    def test_old_error(self):
+        """An error that was dealt with does not count later."""
+        args = ('-blockdev', f'driver=file,node-name=data,'
+                f'filename={self.storage.path}',
+                '-blockdev', 'driver=blkdebug,node-name=bad,image=data,'
+                'inject-error.0.event=pwritev,inject-error.0.errno=5,'
+                'inject-error.0.once=on',
+                '-blockdev', 'driver=space-guard,node-name=guard,file=bad',
+                '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
+        with StorageVm('old', args, 'ide-hd,drive=disk,bus=ide.0,id=disk0,'
+                       'werror=stop') as vm:
+            vm.start_write(0, 1)
+            vm.wait_state('io-error')
+            vm.cmd('cont')
+            vm.wait_written()
+            vm.fill(1)
+            vm.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_state('running')
+            vm.wait_written()
+            self.check(vm)
 
     def test_hmp(self):
         with self.vm() as vm:

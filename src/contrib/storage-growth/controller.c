@@ -88,16 +88,20 @@ static void send_answer(SgConn *conn, const char *vm, const char *instance,
     sg_conn_send(conn, d);
 }
 
-/* Answer, and let the next one have the resource */
-static void task_end(Task *t, const char *denied)
+static void task_answer(Task *t, const char *denied)
+{
+    if (t->asker) {
+        send_answer(t->asker, t->vm, t->instance, t->id, t->attempt, denied);
+    }
+}
+
+/* Let the next one have the resource */
+static void task_end(Task *t)
 {
     SgController *c = t->c;
     GQueue *queue = t->resource ? g_hash_table_lookup(c->busy, t->resource)
                                 : NULL;
 
-    if (t->asker) {
-        send_answer(t->asker, t->vm, t->instance, t->id, t->attempt, denied);
-    }
     g_hash_table_remove(c->tasks, t->key);
     if (queue) {
         bool first = g_queue_peek_head(queue) == t;
@@ -146,19 +150,25 @@ static void task_deny(Task *t, const char *why)
         return;
     }
     g_message("%s: denied: %s", t->key, reason);
-    task_end(t, reason);
+    task_answer(t, reason);
+    task_end(t);
 }
 
 static void task_done(Task *t)
 {
     g_autoptr(GError) error = NULL;
 
+    /*
+     * The machine need not wait for the disk with the journal: if this is
+     * killed now, it will be done again, to the same size.
+     */
+    task_answer(t, NULL);
     if (!sg_journal_end(t->c->journal, t->growth, &error)) {
         g_warning("%s", error->message);
     }
     g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
               t->resource, t->growth->from, t->growth->target);
-    task_end(t, NULL);
+    task_end(t);
 }
 
 static void grow_done(int64_t size, const char *error, void *opaque)

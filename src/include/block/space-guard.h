@@ -24,15 +24,15 @@
 void GRAPH_RDLOCK space_guard_drained_begin(BlockDriverState *bs);
 
 /**
- * space_guard_cancel: give back the writes that somebody is to wait for
- * @bs: the node of an operation that is being cancelled, or NULL
+ * space_guard_cancel: give back all writes that are held
  *
- * As space_guard_drained_begin(): a device that is reset waits until what it
- * cancels has ended, and nothing else goes on meanwhile.
+ * A device that is reset waits until what it cancels has ended.  Nobody can
+ * answer a request meanwhile, and which disk it waits for is not known: DMA
+ * helpers hide it.
  *
  * Context: main thread.
  */
-void space_guard_cancel(BlockDriverState *bs);
+void space_guard_cancel(void);
 
 /**
  * space_guard_check_backend: refuse what a space-guard cannot work with
