@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -17,7 +18,7 @@ MB = 1000000
 TEN = 10
 
 
-class Controller(unittest.TestCase):
+class DaemonTest(unittest.TestCase):
 
     def setUp(self):
         daemon_binary('qemu-storage-controller')
@@ -50,6 +51,9 @@ class Controller(unittest.TestCase):
         return {'type': 'request', 'vm': 'vm', 'path': self.base,
                 'instance': 'i', 'id': number, 'attempt': attempt,
                 'needed': 65536, 'rate': 0, 'cause': 'write', **more}
+
+
+class Controller(DaemonTest):
 
     def test_grow(self):
         self.daemons.start_controller()
@@ -458,6 +462,135 @@ class Controller(unittest.TestCase):
         print(f'{count} cases')
         self.assertEqual(
             self.daemons.connect().ask(**self.request(1))['result'], 'grown')
+
+
+class QmpPeer:
+    """What an agent connects to: requests storage, and notes the answers."""
+
+    def __init__(self, path, requests):
+        self.requests, self.answers = requests, []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(8)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                conn, _ = self.listener.accept()
+            except OSError:
+                return
+            with conn, conn.makefile('rwb', 0) as file:
+                try:
+                    file.write(b'{"QMP": {"version": {}}}\r\n')
+                    for line in file:
+                        file.write(json.dumps(self.reply(json.loads(line)))
+                                   .encode() + b'\r\n')
+                except OSError:
+                    pass
+
+    def reply(self, command):
+        value = {}
+        if command['execute'] == 'query-block-space-requests':
+            value = self.requests
+        elif command['execute'] == 'block-space-resolve':
+            self.answers.append(command['arguments'])
+            value = {'outcome': 'grown'}
+        return {'return': value, 'id': command['id']}
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+class Agent(DaemonTest):
+    """qemu-storage-agent by QMP, with the real controller."""
+
+    def qmp(self, name, requests):
+        peer = QmpPeer(self.daemons.qmp / f'{name}.qmp', requests)
+        self.addCleanup(peer.close)
+        return peer
+
+    def space_request(self, number=1, **more):
+        return {'id': number, 'instance': 'abc', 'node-name': 'n',
+                'driver': 'file', 'filename': self.base, 'cause': 'write',
+                'state': 'open', 'offset': 0, 'bytes': 512, 'needed': 512,
+                'size': 0, 'rate': 0, 'attempt': 1, 'held': 1,
+                'stopped': False, 'age-ms': 0, **more}
+
+    def wait_answers(self, peer, wanted):
+        end = time.monotonic() + 20
+        while peer.answers[:len(wanted)] != wanted:
+            self.assertLess(time.monotonic(), end, peer.answers)
+            time.sleep(0.02)
+
+    def test_answers(self):
+        peer = self.qmp('one', [self.space_request(7)])
+        denied = self.qmp('two', [self.space_request(8, state='denied')])
+        self.daemons.start_controller()
+        self.daemons.start_agent()
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+        # the agent is killed: it is told once more, and nothing grows
+        self.daemons.kill(self.daemons.agent)
+        self.daemons.start_agent()
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}] * 2)
+        self.assertEqual(len(self.calls()), 1)
+        self.assertEqual(denied.answers, [])
+
+    def test_controller_comes_late(self):
+        peer = self.qmp('one', [self.space_request(7)])
+        self.daemons.start_agent()
+        time.sleep(0.5)
+        self.daemons.start_controller()
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+
+    def test_hostile_machines(self):
+        """A machine that sends nonsense does not keep others from storage."""
+        hostile = [
+            b'', b'\n' * 1000, b'{"QMP": 5}\n' * 50, b'[[[[\n', b'\0\n',
+            b'{"event": "BLOCK_SPACE_REQUEST"}\n',
+            b'{"event": "BLOCK_SPACE_REQUEST", "data": []}\n',
+            b'{"event": "BLOCK_SPACE_REQUEST", "data": {"id": "x", "instance"'
+            b': 5, "state": "open"}}\n',
+            b'{"event": "BLOCK_SPACE_REQUEST", "data": {"id": -1, "instance"'
+            b': "a/b", "state": "open", "needed": 1e99}}\n',
+            b'{"return": [5, null, "x"], "id": "query"}\n',
+            b'{"return": 5, "id": "resolve 1 1"}\n',
+            b'{"id": "capabilities", "return": {}}\n' * 3,
+            b'x' * (2 << 20)]
+        listeners = []
+        for i, data in enumerate(hostile):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(self.daemons.qmp / f'bad{i}.qmp'))
+            listener.listen(8)
+            listeners.append(listener)
+            threading.Thread(target=self.send_nonsense, daemon=True,
+                             args=(listener, data)).start()
+        self.daemons.start_controller()
+        self.daemons.start_agent()
+        time.sleep(2)
+        peer = self.qmp('good', [self.space_request(7)])
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+        self.assertIsNone(self.daemons.agent.poll())
+        self.assertIsNone(self.daemons.controller.poll())
+        for listener in listeners:
+            listener.close()
+
+    @staticmethod
+    def send_nonsense(listener, data):
+        while True:
+            try:
+                conn, _ = listener.accept()
+                with conn:
+                    conn.sendall(b'{"QMP": {}}\n' + data)
+                    conn.settimeout(1)
+                    conn.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                if listener.fileno() < 0:
+                    return
 
 
 if __name__ == '__main__':
