@@ -39,6 +39,7 @@ typedef struct Task {
     uint64_t needed, rate;
     SgConn *asker;                /* who gets the answer, or NULL */
     SgGrowth *growth;             /* when it has begun */
+    bool durable;                 /* ... and that is on the disk */
     bool paused;
     unsigned tries;
     unsigned timer;
@@ -51,6 +52,8 @@ struct SgController {
     SgJournal *journal;
     GHashTable *tasks;            /* key: Task */
     GHashTable *busy;             /* resource: GQueue of Task, the first runs */
+    GQueue begun;                 /* Tasks that wait for the journal */
+    unsigned sync;                /* source of journal_sync() */
     GHashTable *paused;           /* names of VMs */
     GHashTable *conns;            /* of SgConn */
 };
@@ -188,6 +191,32 @@ static void grow_done(int64_t size, const char *error, void *opaque)
     }
 }
 
+static void task_grow(Task *t)
+{
+    sg_provider_grow(t->policy, t->resource, t->vm, t->key, t->growth->target,
+                     grow_done, t);
+}
+
+/* When nothing else is to be done: what has begun by then shares the wait */
+static gboolean journal_sync(gpointer opaque)
+{
+    SgController *c = opaque;
+    g_autoptr(GError) error = NULL;
+    bool ok = sg_journal_sync(c->journal, &error);
+    Task *t;
+
+    c->sync = 0;
+    while ((t = g_queue_pop_head(&c->begun))) {
+        t->durable = ok;
+        if (ok) {
+            task_grow(t);
+        } else {
+            task_failed(t, error->message);
+        }
+    }
+    return G_SOURCE_REMOVE;
+}
+
 static void size_known(int64_t size, const char *error, void *opaque)
 {
     Task *t = opaque;
@@ -216,8 +245,14 @@ static void size_known(int64_t size, const char *error, void *opaque)
         task_done(t);             /* it was done before a crash */
         return;
     }
-    sg_provider_grow(t->policy, t->resource, t->vm, t->key, t->growth->target,
-                     grow_done, t);
+    if (t->durable) {
+        task_grow(t);
+        return;
+    }
+    g_queue_push_tail(&t->c->begun, t);
+    if (!t->c->sync) {
+        t->c->sync = g_idle_add(journal_sync, t->c);
+    }
 }
 
 /* The task is the first of its resource */
@@ -580,6 +615,7 @@ SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
 
     c->policies = policies;
     c->journal = journal;
+    g_queue_init(&c->begun);
     c->tasks = g_hash_table_new(g_str_hash, g_str_equal);
     c->busy = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                     queue_free);

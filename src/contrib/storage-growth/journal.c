@@ -21,6 +21,7 @@
 struct SgJournal {
     int fd;
     off_t length;                 /* of what is valid */
+    bool dirty;                   /* not all of it may be on the disk */
     GPtrArray *all;
     GHashTable *by_key;
 };
@@ -77,7 +78,7 @@ static bool append(SgJournal *j, QDict *record, GError **error)
         }
         done += n;
     }
-    if (done < len || fdatasync(j->fd) < 0) {
+    if (done < len) {
         int saved = errno;
 
         /* if that fails, too, the next record overwrites it */
@@ -88,6 +89,16 @@ static bool append(SgJournal *j, QDict *record, GError **error)
         return fail(error, "a record cannot be written");
     }
     j->length += len;
+    j->dirty = true;
+    return true;
+}
+
+bool sg_journal_sync(SgJournal *j, GError **error)
+{
+    if (j->dirty && fdatasync(j->fd) < 0) {
+        return fail(error, "it cannot be written to the disk");
+    }
+    j->dirty = false;
     return true;
 }
 
@@ -225,6 +236,7 @@ SgJournal *sg_journal_open(const char *path, GError **error)
 
     j->all = g_ptr_array_new_with_free_func(growth_free);
     j->by_key = g_hash_table_new(g_str_hash, g_str_equal);
+    j->dirty = true;              /* the last process may have been killed */
     j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (j->fd < 0) {
         fail(error, path);

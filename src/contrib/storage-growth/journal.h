@@ -9,9 +9,10 @@
  * and again when it has ended.  After a crash, what had begun is done again:
  * to the same size, so it has no effect if it was done.
  *
- * The file has one record a line, "CRC32 JSON", and is only appended to; each
- * record is on the disk before sg_journal_begin() or _end() returns.  A last
- * line that is torn, by a crash or a full disk, is cut off.
+ * The file has one record a line, "CRC32 JSON", and is only appended to.  What
+ * must be on the disk is that a growth begins; sg_journal_sync() sees to that
+ * for all that begin at the same time.  A last line that is torn, by a crash or
+ * a full disk, is cut off.
  */
 
 #ifndef STORAGE_GROWTH_JOURNAL_H
@@ -62,6 +63,8 @@ GPtrArray *sg_journal_all(SgJournal *j);
 /**
  * sg_journal_begin: write down that a growth begins
  *
+ * It must not begin before sg_journal_sync() has returned true.
+ *
  * Returns: the growth, or NULL with @error set; then it must not begin, and
  * the journal is as before.
  */
@@ -72,10 +75,13 @@ SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
 /**
  * sg_journal_end: write down that a growth has ended
  *
- * Returns: false with @error set if that is not on the disk.  It counts as
- * ended nevertheless, until the process ends; then it would be done again.
+ * Returns: false with @error set if it cannot be written.  It counts as ended
+ * nevertheless, until the process ends; then it would be done again.
  */
 bool sg_journal_end(SgJournal *j, SgGrowth *g, GError **error);
+
+/* Wait until all that was written down is on the disk */
+bool sg_journal_sync(SgJournal *j, GError **error);
 
 /* Write down that there is no growth for a key, and why */
 SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,
