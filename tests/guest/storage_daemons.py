@@ -99,7 +99,13 @@ class Daemons:
         self.controller = self._start(
             daemon_binary('qemu-storage-controller'), '-l',
             f'unix:{self.socket}', '-c', self.config, '-j', self.journal)
-        self.connect().close()
+        # a child of one that was killed may still hold its socket
+        while True:
+            try:
+                if self.connect().ask(type='history', limit=0):
+                    break
+            except OSError:
+                pass
 
     def start_agent(self):
         """Start the agent."""

@@ -18,6 +18,9 @@
 /* More than anybody writes in years; a larger file is no journal */
 #define JOURNAL_MAX_BYTES (256 * 1024 * 1024)
 
+#define LOCK_TRIES 20
+#define LOCK_WAIT_US 50000
+
 struct SgJournal {
     int fd;
     off_t length;                 /* of what is valid */
@@ -230,6 +233,24 @@ static bool sync_directory(const char *path, GError **error)
     return ret < 0 ? fail(error, dir) : true;
 }
 
+/*
+ * When the last process was killed, a child that was about to become a
+ * provider's program may have the lock for a moment longer.
+ */
+static bool lock_file(int fd)
+{
+    for (int i = 0; i < LOCK_TRIES; i++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+            return true;
+        }
+        if (errno != EWOULDBLOCK) {
+            break;
+        }
+        g_usleep(LOCK_WAIT_US);
+    }
+    return false;
+}
+
 SgJournal *sg_journal_open(const char *path, GError **error)
 {
     SgJournal *j = g_new0(SgJournal, 1);
@@ -240,7 +261,7 @@ SgJournal *sg_journal_open(const char *path, GError **error)
     j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (j->fd < 0) {
         fail(error, path);
-    } else if (flock(j->fd, LOCK_EX | LOCK_NB) < 0) {
+    } else if (!lock_file(j->fd)) {
         fail(error, "it is in use");
     } else if (load(j, error) && sync_directory(path, error)) {
         return j;

@@ -446,9 +446,9 @@ int main(int argc, char **argv)
     vms = g_hash_table_new(g_str_hash, g_str_equal);
     if (!g_option_context_parse(context, &argc, &argv, &error) ||
         !check_options(&error) ||
+        (libvirt_uris && !sg_libvirt_follow(libvirt_uris, &error)) ||
         (config && !connect_local(&error)) ||
-        (controller_address && !make_client(&error)) ||
-        (libvirt_uris && !sg_libvirt_follow(libvirt_uris, &error))) {
+        (controller_address && !make_client(&error))) {
         g_printerr("%s: %s\n", g_get_prgname(), error->message);
         return 1;
     }

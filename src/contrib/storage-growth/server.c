@@ -12,6 +12,9 @@
 #include "policy.h"
 #include "server.h"
 
+#define STALE_TRIES 20
+#define STALE_WAIT_US 50000
+
 bool sg_need_option(const char *value, const char *name, GError **error)
 {
     if (!value) {
@@ -106,20 +109,29 @@ static gboolean incoming(GSocketService *service, GSocketConnection *conn,
     return true;
 }
 
-/* A socket that nobody listens on is left from a process that was killed */
+/*
+ * A socket that nobody listens on is left from a process that was killed.  A
+ * child of it may have it for a moment longer, as in lock_file().
+ */
 static void remove_stale(GSocketAddress *address)
 {
     g_autoptr(GSocketClient) client = g_socket_client_new();
-    g_autoptr(GError) error = NULL;
-    GSocketConnection *conn =
-        g_socket_client_connect(client, G_SOCKET_CONNECTABLE(address), NULL,
-                                &error);
 
-    if (conn) {
-        g_object_unref(conn);
-    } else if (g_error_matches(error, G_IO_ERROR,
-                               G_IO_ERROR_CONNECTION_REFUSED)) {
-        unlink(g_unix_socket_address_get_path(G_UNIX_SOCKET_ADDRESS(address)));
+    for (int i = 0; i < STALE_TRIES; i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GSocketConnection) conn =
+            g_socket_client_connect(client, G_SOCKET_CONNECTABLE(address),
+                                    NULL, &error);
+
+        if (!conn) {
+            if (g_error_matches(error, G_IO_ERROR,
+                                G_IO_ERROR_CONNECTION_REFUSED)) {
+                unlink(g_unix_socket_address_get_path(
+                           G_UNIX_SOCKET_ADDRESS(address)));
+            }
+            break;
+        }
+        g_usleep(STALE_WAIT_US);
     }
 }
 
