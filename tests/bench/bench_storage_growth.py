@@ -401,8 +401,8 @@ def machines_table(say):
              'values': {'tmpfs': spread([percentile(times, pick)])}}
             for what, pick in (('p50', 50), ('p99', 99))]
     return {'title': 'Many machines at once',
-            'text': f'All {len(times)} requests served, at most {most} open at '
-                    'a time per machine.  The time has the start of a '
+            'text': f'All {len(times)} requests served, at most {most} open '
+                    'at a time per machine.  The time has the start of a '
                     'program, mount, for each.',
             'ways': ['tmpfs'], 'rows': rows}
 

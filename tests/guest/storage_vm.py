@@ -22,6 +22,7 @@ SECTOR = 512
 CLUSTER_SECTORS = 128           # one cluster of qcow2
 DISK_BYTES = 64 * MIB
 WAIT_S = 20
+DISK = 'ide-hd,drive=disk,bus=ide.0,id=disk0'
 
 ATA_BUSY, ATA_DRQ = 0x80, 0x08
 
@@ -106,14 +107,15 @@ def guarded(storage, **options):
                     for key, value in options.items())
     return ('-blockdev', f'driver={storage.driver},node-name=data,'
             f'filename={storage.path},cache.direct=off',
-            '-blockdev', f'driver=space-guard,node-name=guard,file=data{guard}',
+            '-blockdev',
+            f'driver=space-guard,node-name=guard,file=data{guard}',
             '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
 
 
 class StorageVm:
     """A machine with an IDE disk, driven through qtest."""
 
-    def __init__(self, name, args, device='ide-hd,drive=disk,bus=ide.0,id=disk0'):
+    def __init__(self, name, args, device=DISK):
         use_qemu_python()
         from qemu.machine import QEMUQtestMachine
         self.vm = QEMUQtestMachine(str(qemu_binary()), name=f'st-{name}',
@@ -189,16 +191,18 @@ class StorageVm:
         raise AssertionError('there is no disk0')
 
     def fill(self, first=0, limit=5000):
-        """Write one sector per cluster until one does not finish at once.
+        """Write one sector per cluster until one finds no space.
 
         Returns the number of the next cluster to write.
         """
         for i in range(first, limit):
             self.start_write(i * CLUSTER_SECTORS, i % 255 + 1)
-            end = time.monotonic() + 0.3
+            end = time.monotonic() + WAIT_S
             while not self.idle():
-                if self.requests() or time.monotonic() > end:
+                if any(r['cause'] == 'write' for r in self.requests()):
                     return i + 1
+                if time.monotonic() > end:
+                    raise AssertionError('a write hangs without a request')
         raise AssertionError('the storage does not fill up')
 
     def requests(self):

@@ -101,6 +101,37 @@ class Controller(DaemonTest):
         self.assertEqual(peer.ask(**self.request(self.id))['result'],
                          'denied')
 
+    def test_how_much(self):
+        """Chunk, percent, rate, need, alignment; nothing overflows."""
+        cases = (       # policy, size before, request, growth
+            ({'chunk': MB}, 5 * MB, {}, MB),
+            ({'chunk': MB, 'percent': 50}, 5 * MB, {}, 5 * MB // 2),
+            ({'chunk': 1, 'percent': 0}, 5 * MB, {'needed': 3 * MB},
+             3 * MB + 128 * 1024),
+            ({'chunk': MB, 'lead-ms': 2000}, 5 * MB, {'rate': MB}, 2 * MB),
+            # a rate is a guess: four times the chunk at most
+            ({'chunk': MB, 'lead-ms': 600000}, 5 * MB, {'rate': 1 << 62},
+             4 * MB),
+            ({'chunk': MB, 'max': 1 << 60}, 1 << 62, {}, None),
+            ({'chunk': MB}, 5 * MB, {'needed': (1 << 63) - 1}, None),
+            ({'chunk': 1 << 60, 'max': 1 << 60}, 5 * MB, {},
+             (1 << 60) - 5 * MB),
+        )
+        for policy, size, request, growth in cases:
+            with self.subTest(policy=policy, size=size, request=request):
+                self.daemons.configure([{**self.policy, 'percent': 0,
+                                         **policy}])
+                self.set('size', size)
+                self.daemons.start_controller()
+                answer = self.daemons.connect().ask(**self.request(**request))
+                if growth is None:
+                    self.assertEqual(answer['result'], 'denied')
+                    self.assertEqual(self.size(), size)
+                else:
+                    self.assertEqual(answer['result'], 'grown')
+                    self.assertLess(abs(self.size() - size - growth), 512)
+                self.daemons.kill(self.daemons.controller)
+
     def test_no_policy(self):
         self.daemons.configure([{**self.policy, 'vm': 'other-*'}])
         self.daemons.start_controller()
@@ -429,7 +460,8 @@ class Controller(DaemonTest):
         print(f'seed {seed}')
         self.daemons.start_controller()
         good = json.dumps(self.request(99)).encode()
-        words = [b'{', b'}', b'[', b']', b'"', b':', b',', b'\\u0000', b'1e999',
+        words = [b'{', b'}', b'[', b']', b'"', b':', b',', b'\\u0000',
+                 b'1e999',
                  b'-1', b'null', b'true', b'"type"', b'"request"', b'\xff',
                  b'\0', b'9223372036854775808', b'"id"', b'"list"']
         cases = [b'[' * 100000 + b'\n', b'{"a":' * 50000 + b'\n',

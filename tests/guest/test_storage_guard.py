@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 from hotpath_paths import use_qemu_python
-from storage_vm import (CLUSTER_SECTORS, KIB, MIB, Loop, StorageVm, Tmpfs,
+from storage_vm import (CLUSTER_SECTORS, DISK, KIB, MIB, Loop, StorageVm, Tmpfs,
                         check_image, guarded, make_image, need_root)
 
 START = 2 * MIB
@@ -24,8 +24,7 @@ class GuardTest(unittest.TestCase):
         self.addCleanup(self.storage.close)
         make_image(self.storage)
 
-    def vm(self, name='vm', args=(), device='ide-hd,drive=disk,bus=ide.0,id=disk0',
-           **options):
+    def vm(self, name='vm', args=(), device=DISK, **options):
         return StorageVm(name, guarded(self.storage, **options) + tuple(args),
                          device)
 
@@ -322,8 +321,7 @@ class OnTmpfs(GuardTest):
                 '-blockdev', 'driver=space-guard,node-name=guard,file=bad,'
                 'policy=hold',
                 '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
-        with StorageVm('eio', args, 'ide-hd,drive=disk,bus=ide.0,id=disk0,werror=stop') \
-             as vm:
+        with StorageVm('eio', args, f'{DISK},werror=stop') as vm:
             vm.start_write(0, 1)
             vm.wait_state('io-error')
             self.assertEqual(vm.requests(), [])
@@ -372,8 +370,7 @@ class OnTmpfs(GuardTest):
                 'inject-error.0.once=on',
                 '-blockdev', 'driver=space-guard,node-name=guard,file=bad',
                 '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
-        with StorageVm('old', args, 'ide-hd,drive=disk,bus=ide.0,id=disk0,'
-                       'werror=stop') as vm:
+        with StorageVm('old', args, f'{DISK},werror=stop') as vm:
             vm.start_write(0, 1)
             vm.wait_state('io-error')
             vm.cmd('cont')

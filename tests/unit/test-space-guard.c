@@ -390,7 +390,8 @@ static void test_deny(void)
     Write w;
 
     start();
-    blk = open_guard(&error_abort, "policy", "hold", "verify", "size", NULL);
+    blk = open_guard(&error_abort, "policy", "hold", "verify", "size",
+                     "max-hold-ms", "2000", NULL);
     start_write(blk, &w, 64 * KIB);
     wait_held(1);
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_DENIED), ==,
@@ -401,7 +402,7 @@ static void test_deny(void)
     g_assert_true(space_requests_block_resume());
     g_assert_cmpint(vm_resolved, ==, 0);
 
-    /* somebody resumes it: the next failure asks again */
+    /* somebody resumes it: the next failure asks again, and waits */
     space_requests_vm_runs();
     start_write(blk, &w, 64 * KIB);
     wait_until(&w.done);
