@@ -41,6 +41,7 @@
 
 #define POLL_MIN_MS 10
 #define POLL_MAX_MS 1000
+#define POLL_LOW_MS 100
 
 unsigned space_held_count;
 
@@ -547,6 +548,39 @@ guard_co_crossed_mark(SpaceGuard *g, int64_t end)
     }
 }
 
+/*
+ * The file system was looked at.  Look again when half of what is left above
+ * the mark can be gone: by what is written here, or by then at this rate.
+ * Returns in how many ms that is.
+ */
+static int64_t guard_looked(SpaceGuard *g, const SpaceMeasure *m)
+{
+    uint64_t rate = space_guard_rate(g);
+    int64_t water = space_guard_water(g);
+    int64_t left = m->available - water;
+
+    space_request_low_water(g, m, left < 0);
+    stat64_set(&g->look_at, stat64_get(&g->written) +
+                            MAX(MAX(left, 0) / 2, water / 16));
+    if (left < 0) {
+        return POLL_LOW_MS;
+    }
+    return rate ? MIN((double)left / rate * 1000 / 2, POLL_MAX_MS)
+                : POLL_MAX_MS;
+}
+
+static void coroutine_fn GRAPH_RDLOCK guard_co_look(SpaceGuard *g)
+{
+    SpaceMeasure m;
+
+    /* others need not look as well */
+    stat64_set(&g->look_at, UINT64_MAX);
+    space_guard_co_measure(g, &m);
+    if (m.how == BLOCK_SPACE_VERIFY_SPACE) {
+        guard_looked(g, &m);
+    }
+}
+
 static void coroutine_fn GRAPH_RDLOCK guard_co_written(SpaceGuard *g,
                                                        const SpaceOp *op)
 {
@@ -576,6 +610,9 @@ static void coroutine_fn GRAPH_RDLOCK guard_co_written(SpaceGuard *g,
     if (op->offset + op->bytes > (int64_t)stat64_get(&g->mark)) {
         guard_co_crossed_mark(g, op->offset + op->bytes);
     }
+    if (stat64_get(&g->written) >= stat64_get(&g->look_at)) {
+        guard_co_look(g);
+    }
 }
 
 static void coroutine_fn poll_co(void *opaque)
@@ -588,19 +625,10 @@ static void coroutine_fn poll_co(void *opaque)
         space_guard_co_measure(g, &m);
     }
     if (m.how == BLOCK_SPACE_VERIFY_SPACE) {
-        uint64_t rate = space_guard_rate(g);
-        int64_t left = m.available - (int64_t)space_guard_water(g);
-
-        space_request_low_water(g, &m, left < 0);
-        /* half of the time until the mark is reached at this rate */
-        if (left >= 0 && rate) {
-            next_ms = (double)left / rate * 1000 / 2;
-        } else if (left < 0) {
-            next_ms = 100;
-        }
+        next_ms = guard_looked(g, &m);
     }
     g->poll_at_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                    MIN(MAX(next_ms, POLL_MIN_MS), POLL_MAX_MS);
+                    MAX(next_ms, POLL_MIN_MS);
     timer_mod_anticipate(poll_timer, g->poll_at_ms);
     g->polling = false;
     bdrv_dec_in_flight(g->bs);
@@ -646,7 +674,9 @@ static void GRAPH_RDLOCK start_low_water(SpaceGuard *g)
     };
 
     space_guard_rearm(g, &m);
+    stat64_set(&g->look_at, UINT64_MAX);
     if (g->low_water && m.how == BLOCK_SPACE_VERIFY_SPACE) {
+        stat64_set(&g->look_at, 0);
         if (!poll_timer) {
             poll_timer = timer_new_ms(QEMU_CLOCK_REALTIME, poll_cb, NULL);
         }

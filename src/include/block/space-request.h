@@ -86,6 +86,7 @@ struct SpaceGuard {
     bool watched;                 /* there is a request: report successes */
     Stat64 mark;                  /* ask when a write ends above; bytes */
     Stat64 written;               /* bytes */
+    Stat64 look_at;               /* look at the file system at so many */
     Stat64 rate;                  /* bytes per second */
     Stat64 sample_bytes;          /* "written" when that was computed */
     int sampling;                 /* taken by who changes these three */
