@@ -1,0 +1,888 @@
+/*
+ * Growth of storage: the filter driver space-guard
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The filter is right above the node that holds the data, so it serves every
+ * device model, job and export, and sees only what the storage itself says:
+ * ENOSPC that a format driver makes up, or that stands for "fall back" in
+ * copy offloading, does not pass through it.
+ *
+ * A held write is a coroutine that waits inside the filter, in the AioContext
+ * that submitted it.  It is in flight, so whoever drains the node would wait
+ * for it; space_guard_drained_begin() gives it back.
+ */
+
+#include "qemu/osdep.h"
+#include <sys/statvfs.h>
+#include "block/space-guard.h"
+#include "block/space-request.h"
+#include "block/thread-pool.h"
+#include "qapi/error.h"
+#include "qapi/qapi-types-block-core.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/option.h"
+#include "qemu/units.h"
+#include "qobject/qdict.h"
+#include "trace.h"
+
+#define DEFAULT_MAX_HOLD_MS 10000
+/* Guests' SCSI, ATA and NVMe drivers reset the device after 30 seconds */
+#define LIMIT_MAX_HOLD_MS 25000
+#define LIMIT_LEAD_MS 60000
+
+#define SAMPLE_BYTES (1 * MiB)
+#define SAMPLE_NS (10 * SCALE_MS)
+
+#define POLL_MIN_MS 10
+#define POLL_MAX_MS 1000
+#define POLL_LOW_MS 100
+
+unsigned space_held_count;
+
+static BlockDriver bdrv_space_guard;
+static QEMUTimer *poll_timer;
+
+/* What a write, a discard or a write of zeroes is made of */
+typedef struct SpaceOp {
+    enum { OP_WRITE, OP_ZEROES, OP_DISCARD } type;
+    int64_t offset;
+    int64_t bytes;
+    QEMUIOVector *qiov;
+    size_t qiov_offset;
+    BdrvRequestFlags flags;
+} SpaceOp;
+
+static bool is_guard(BlockDriverState *bs)
+{
+    return bs->drv == &bdrv_space_guard;
+}
+
+static bool is_no_space(int ret)
+{
+    return ret == -ENOSPC || ret == -EDQUOT;
+}
+
+/*
+ * The graph
+ */
+
+BlockDriverState *space_guard_leaf(BlockDriverState *bs)
+{
+    BlockDriverState *next;
+
+    while ((next = bdrv_primary_bs(bs))) {
+        bs = next;
+    }
+    return bs;
+}
+
+bool space_guard_is_drained(BlockDriverState *bs)
+{
+    BdrvChild *c;
+
+    if (qatomic_read(&bs->quiesce_counter)) {
+        return true;
+    }
+    QLIST_FOREACH(c, &bs->parents, next_parent) {
+        if (c->klass->parent_is_bds && space_guard_is_drained(c->opaque)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Whether anything but other nodes uses @bs.  While an image is being opened
+ * nothing does; that runs in the main thread, which must not wait there for an
+ * answer that only it can receive.
+ */
+static bool GRAPH_RDLOCK has_user(BlockDriverState *bs)
+{
+    BdrvChild *c;
+
+    QLIST_FOREACH(c, &bs->parents, next_parent) {
+        if (!c->klass->parent_is_bds || has_user(c->opaque)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Find @g, or the guard number @index, below @bs. @n counts guards. */
+static SpaceGuard * GRAPH_RDLOCK
+find_below(BlockDriverState *bs, const SpaceGuard *g, unsigned index,
+           unsigned *n)
+{
+    BdrvChild *c;
+
+    if (is_guard(bs)) {
+        if (g ? bs->opaque == g : *n == index) {
+            return bs->opaque;
+        }
+        (*n)++;
+    }
+    QLIST_FOREACH(c, &bs->children, next) {
+        SpaceGuard *found = find_below(c->bs, g, index, n);
+
+        if (found) {
+            return found;
+        }
+    }
+    return NULL;
+}
+
+static SpaceGuard *find_in_backend(BlockBackend *blk, const SpaceGuard *g,
+                                   unsigned index, unsigned *n)
+{
+    BlockDriverState *bs = blk_bs(blk);
+
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    return bs ? find_below(bs, g, index, n) : NULL;
+}
+
+char *space_guard_device(SpaceGuard *g, unsigned *index, BlockBackend **blk)
+{
+    BlockBackend *b = NULL;
+
+    while ((b = blk_all_next(b))) {
+        DeviceState *dev = blk_get_attached_dev(b);
+        unsigned n = 0;
+
+        if (dev && find_in_backend(b, g, 0, &n)) {
+            *index = n;
+            *blk = b;
+            return object_get_canonical_path(OBJECT(dev));
+        }
+    }
+    return NULL;
+}
+
+SpaceGuard *space_guard_of_device(const char *qom_path, unsigned index)
+{
+    BlockBackend *b = NULL;
+
+    while ((b = blk_all_next(b))) {
+        DeviceState *dev = blk_get_attached_dev(b);
+        g_autofree char *path =
+            dev ? object_get_canonical_path(OBJECT(dev)) : NULL;
+        unsigned n = 0;
+
+        if (path && g_str_equal(path, qom_path)) {
+            return find_in_backend(b, NULL, index, &n);
+        }
+    }
+    return NULL;
+}
+
+bool space_guard_below(BlockBackend *blk)
+{
+    unsigned n = 0;
+
+    return find_in_backend(blk, NULL, 0, &n);
+}
+
+static void GRAPH_RDLOCK give_back_below(BlockDriverState *bs)
+{
+    BdrvChild *c;
+
+    if (is_guard(bs)) {
+        space_requests_give_back(bs->opaque);
+    }
+    QLIST_FOREACH(c, &bs->children, next) {
+        give_back_below(c->bs);
+    }
+}
+
+void space_guard_drained_begin(BlockDriverState *bs)
+{
+    /*
+     * Pairs with the barrier in space_request_co_failed(): either that sees
+     * the quiesce_counter, or this sees the write that is held.
+     */
+    smp_mb();
+    if (qatomic_read(&space_held_count)) {
+        give_back_below(bs);
+    }
+}
+
+void space_guard_cancel(void)
+{
+    if (qatomic_read(&space_held_count)) {
+        space_requests_foreach_guard(space_requests_give_back);
+    }
+}
+
+/*
+ * Configuration
+ */
+
+/*
+ * Whether the guest's disk is as large as the storage: there is no format
+ * between @bs and a guard whose storage is a device.
+ */
+static bool GRAPH_RDLOCK is_raw_on_fixed(BlockDriverState *bs)
+{
+    while (bs && !is_guard(bs)) {
+        if (!bs->drv ||
+            !(bs->drv->is_filter ||
+              g_str_equal(bs->drv->format_name, "raw"))) {
+            return false;
+        }
+        bs = bdrv_primary_bs(bs);
+    }
+    if (!bs || ((SpaceGuard *)bs->opaque)->verify == BLOCK_SPACE_VERIFY_PROBE) {
+        return false;
+    }
+    bs = space_guard_leaf(bs);
+    return bs->drv && g_str_equal(bs->drv->format_name, "host_device");
+}
+
+bool space_guard_check_backend(BlockBackend *blk, Error **errp)
+{
+    BlockdevOnError werror = blk_get_on_error(blk, false);
+    SpaceGuard *g;
+    unsigned n = 0;
+
+    g = find_in_backend(blk, NULL, 0, &n);
+    if (!g) {
+        return true;
+    }
+    if (werror == BLOCKDEV_ON_ERROR_REPORT ||
+        werror == BLOCKDEV_ON_ERROR_IGNORE) {
+        error_setg(errp, "werror=%s cannot be used with the space-guard node "
+                   "'%s', it must be 'enospc' or 'stop'",
+                   BlockdevOnError_str(werror), bdrv_get_node_name(g->bs));
+        return false;
+    }
+
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    if (is_raw_on_fixed(blk_bs(blk))) {
+        error_setg(errp, "space-guard node '%s' has nothing to do: a raw disk "
+                   "on a device cannot outgrow it", bdrv_get_node_name(g->bs));
+        error_append_hint(errp, "Use an image format such as qcow2, or "
+                          "verify=probe for a device in a thin pool.\n");
+        return false;
+    }
+    return true;
+}
+
+static QemuOptsList space_guard_opts = {
+    .name = "space-guard",
+    .head = QTAILQ_HEAD_INITIALIZER(space_guard_opts.head),
+    .desc = {
+        {
+            .name = "policy",
+            .type = QEMU_OPT_STRING,
+            .help = "What to do with a write that finds no space",
+        },
+        {
+            .name = "max-hold-ms",
+            .type = QEMU_OPT_NUMBER,
+            .help = "How long a write may wait, in milliseconds",
+        },
+        {
+            .name = "verify",
+            .type = QEMU_OPT_STRING,
+            .help = "How to find out whether storage has grown",
+        },
+        {
+            .name = "low-water",
+            .type = QEMU_OPT_SIZE,
+            .help = "Ask for more when less is left",
+        },
+        {
+            .name = "lead-ms",
+            .type = QEMU_OPT_NUMBER,
+            .help = "Raise low-water to what is written in that time",
+        },
+        { /* end of list */ }
+    },
+};
+
+static bool parse_enum(QemuOpts *opts, const char *name,
+                       const QEnumLookup *lookup, int def, int *value,
+                       Error **errp)
+{
+    const char *str = qemu_opt_get(opts, name);
+
+    *value = str ? qapi_enum_parse(lookup, str, -1, NULL) : def;
+    if (*value < 0) {
+        error_setg(errp, "Property '%s' of space-guard has no value '%s'",
+                   name, str);
+        return false;
+    }
+    return true;
+}
+
+static bool parse_number(QemuOpts *opts, const char *name, uint32_t def,
+                         uint32_t min, uint32_t max, uint32_t *value,
+                         Error **errp)
+{
+    uint64_t number = qemu_opt_get_number(opts, name, def);
+
+    if (number < min || number > max) {
+        error_setg(errp, "Property '%s' of space-guard is %" PRIu64 ", but "
+                   "must be from %u to %u", name, number, min, max);
+        return false;
+    }
+    *value = number;
+    return true;
+}
+
+static bool parse_options(SpaceGuard *g, QDict *options, Error **errp)
+{
+    QemuOpts *opts = qemu_opts_create(&space_guard_opts, NULL, 0, &error_abort);
+    int policy, verify;
+    bool ok;
+
+    ok = qemu_opts_absorb_qdict(opts, options, errp) &&
+         parse_enum(opts, "policy", &BlockSpacePolicy_lookup,
+                    BLOCK_SPACE_POLICY_STOP, &policy, errp) &&
+         parse_enum(opts, "verify", &BlockSpaceVerify_lookup,
+                    BLOCK_SPACE_VERIFY_AUTO, &verify, errp) &&
+         parse_number(opts, "max-hold-ms", DEFAULT_MAX_HOLD_MS, 1,
+                      LIMIT_MAX_HOLD_MS, &g->max_hold_ms, errp) &&
+         parse_number(opts, "lead-ms", 0, 0, LIMIT_LEAD_MS, &g->lead_ms, errp);
+    if (ok) {
+        g->policy = policy;
+        g->verify = verify;
+        g->low_water = qemu_opt_get_size(opts, "low-water", 0);
+    }
+    qemu_opts_del(opts);
+    return ok;
+}
+
+/* How the storage is measured when nothing speaks against it */
+static BlockSpaceVerify GRAPH_RDLOCK measure_how(SpaceGuard *g,
+                                                 BlockDriverState *leaf)
+{
+    if (g->verify != BLOCK_SPACE_VERIFY_AUTO) {
+        return g->verify;
+    }
+    if (leaf->drv && g_str_equal(leaf->drv->format_name, "host_device")) {
+        return BLOCK_SPACE_VERIFY_SIZE;
+    }
+    if (leaf->drv && g_str_equal(leaf->drv->format_name, "file")) {
+        return BLOCK_SPACE_VERIFY_SPACE;
+    }
+    return BLOCK_SPACE_VERIFY_PROBE;
+}
+
+static bool GRAPH_RDLOCK check_options(SpaceGuard *g, Error **errp)
+{
+    BlockDriverState *leaf = space_guard_leaf(g->bs);
+    BlockDriverState *file = g->bs->file->bs;
+    BlockSpaceVerify how = measure_how(g, leaf);
+
+    if (file->drv && file->drv->is_format &&
+        !g_str_equal(file->drv->format_name, "raw")) {
+        error_setg(errp, "space-guard must be below the image format, not "
+                   "above node '%s' (driver '%s')", bdrv_get_node_name(file),
+                   file->drv->format_name);
+        return false;
+    }
+    if (how == BLOCK_SPACE_VERIFY_SPACE && !leaf->exact_filename[0]) {
+        error_setg(errp, "Property 'verify' of space-guard is 'space', but "
+                   "node '%s' has no file name", bdrv_get_node_name(leaf));
+        return false;
+    }
+    if (g->low_water > INT64_MAX / 2) {
+        error_setg(errp, "Property 'low-water' of space-guard is %" PRIu64
+                   ", but must be at most %" PRId64, g->low_water,
+                   INT64_MAX / 2);
+        return false;
+    }
+    if (g->low_water && how == BLOCK_SPACE_VERIFY_PROBE) {
+        error_setg(errp, "Property 'low-water' of space-guard is %" PRIu64
+                   ", but must be 0: what is left cannot be measured with "
+                   "verify=probe", g->low_water);
+        return false;
+    }
+    if (g->lead_ms && !g->low_water) {
+        error_setg(errp, "Property 'lead-ms' of space-guard is %u, but must "
+                   "be 0 without 'low-water'", g->lead_ms);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * Measuring
+ */
+
+typedef struct StatvfsJob {
+    const char *filename;
+    int64_t available;
+} StatvfsJob;
+
+static int statvfs_worker(void *opaque)
+{
+    StatvfsJob *job = opaque;
+    struct statvfs st;
+
+    if (statvfs(job->filename, &st) < 0) {
+        return -errno;
+    }
+    job->available = MIN((double)st.f_bavail * st.f_frsize, INT64_MAX / 2);
+    return 0;
+}
+
+void coroutine_fn space_guard_co_measure(SpaceGuard *g, SpaceMeasure *m)
+{
+    BlockDriverState *leaf = space_guard_leaf(g->bs);
+
+    *m = (SpaceMeasure) {
+        .how = measure_how(g, leaf),
+        .available = -1,
+    };
+    if (m->how == BLOCK_SPACE_VERIFY_SIZE &&
+        bdrv_co_refresh_total_sectors(leaf, leaf->total_sectors) < 0) {
+        m->how = BLOCK_SPACE_VERIFY_PROBE;
+    }
+    m->size = MAX(leaf->total_sectors, 0) * BDRV_SECTOR_SIZE;
+    if (m->how == BLOCK_SPACE_VERIFY_SPACE) {
+        /* the file may be renamed, or be opened through a descriptor */
+        StatvfsJob job = { .filename = leaf->exact_filename };
+
+        if (thread_pool_submit_co(statvfs_worker, &job) < 0) {
+            m->how = BLOCK_SPACE_VERIFY_PROBE;
+        } else {
+            m->available = job.available;
+        }
+    }
+    trace_space_guard_measure(bdrv_get_node_name(g->bs),
+                              BlockSpaceVerify_str(m->how), m->size,
+                              m->available);
+}
+
+bool space_measure_has_room(const SpaceMeasure *m, int64_t offset,
+                            int64_t bytes)
+{
+    switch (m->how) {
+    case BLOCK_SPACE_VERIFY_SIZE:
+        return offset + bytes <= m->size;
+    case BLOCK_SPACE_VERIFY_SPACE:
+        return m->available >= bytes + SPACE_SLACK_BYTES;
+    default:
+        return false;
+    }
+}
+
+/*
+ * Rate and low-water marks
+ */
+
+static void sample_rate(SpaceGuard *g)
+{
+    uint64_t written = stat64_get(&g->written);
+    int64_t now_ns, elapsed_ns;
+
+    if (qatomic_xchg(&g->sampling, 1)) {
+        return;
+    }
+    now_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    elapsed_ns = now_ns - g->sample_ns;
+    if (elapsed_ns >= SAMPLE_NS) {
+        double rate = (double)(written - stat64_get(&g->sample_bytes)) *
+                      NANOSECONDS_PER_SECOND / elapsed_ns;
+
+        /* the past counts half, and not at all after a second */
+        if (elapsed_ns < NANOSECONDS_PER_SECOND) {
+            rate = (rate + stat64_get(&g->rate)) / 2;
+        }
+        stat64_set(&g->rate, (uint64_t)rate);
+        stat64_set(&g->sample_bytes, written);
+        g->sample_ns = now_ns;
+    }
+    qatomic_store_release(&g->sampling, 0);
+}
+
+uint64_t space_guard_rate(SpaceGuard *g)
+{
+    sample_rate(g);
+    return stat64_get(&g->rate);
+}
+
+uint64_t space_guard_water(SpaceGuard *g)
+{
+    double lead;
+
+    if (!g->low_water) {
+        return 0;
+    }
+    lead = (double)stat64_get(&g->rate) * g->lead_ms / 1000;
+    return MIN(g->low_water + lead, INT64_MAX / 2);
+}
+
+void space_guard_rearm(SpaceGuard *g, const SpaceMeasure *m)
+{
+    int64_t mark = INT64_MAX;
+
+    if (g->low_water && m->how == BLOCK_SPACE_VERIFY_SIZE) {
+        mark = MAX(m->size - (int64_t)space_guard_water(g), 0);
+    }
+    stat64_set(&g->mark, mark);
+}
+
+/* A write ended above the mark: @end is the end of data now, more or less */
+static void coroutine_fn GRAPH_RDLOCK
+guard_co_crossed_mark(SpaceGuard *g, int64_t end)
+{
+    SpaceMeasure m;
+
+    /* others need not look as well */
+    stat64_set(&g->mark, INT64_MAX);
+    sample_rate(g);
+    space_guard_co_measure(g, &m);
+    if (m.how == BLOCK_SPACE_VERIFY_SIZE &&
+        end + (int64_t)space_guard_water(g) > m.size) {
+        space_request_low_water(g, &m, true);
+    } else {
+        space_guard_rearm(g, &m);
+    }
+}
+
+/*
+ * The file system was looked at.  Look again when half of what is left above
+ * the mark can be gone: by what is written here, or by then at this rate.
+ * Returns in how many ms that is.
+ */
+static int64_t guard_looked(SpaceGuard *g, const SpaceMeasure *m)
+{
+    uint64_t rate = space_guard_rate(g);
+    int64_t water = space_guard_water(g);
+    int64_t left = m->available - water;
+
+    space_request_low_water(g, m, left < 0);
+    stat64_set(&g->look_at, stat64_get(&g->written) +
+                            MAX(MAX(left, 0) / 2, water / 16));
+    if (left < 0) {
+        return POLL_LOW_MS;
+    }
+    return rate ? MIN((double)left / rate * 1000 / 2, POLL_MAX_MS)
+                : POLL_MAX_MS;
+}
+
+static void coroutine_fn GRAPH_RDLOCK guard_co_look(SpaceGuard *g)
+{
+    SpaceMeasure m;
+
+    /* others need not look as well */
+    stat64_set(&g->look_at, UINT64_MAX);
+    space_guard_co_measure(g, &m);
+    if (m.how == BLOCK_SPACE_VERIFY_SPACE) {
+        guard_looked(g, &m);
+    }
+}
+
+static void coroutine_fn GRAPH_RDLOCK guard_co_written(SpaceGuard *g,
+                                                       const SpaceOp *op)
+{
+    if (op->type == OP_DISCARD) {
+        return;
+    }
+    stat64_add(&g->written, op->bytes);
+    if (qatomic_read(&g->watched)) {
+        space_request_written(g, op->offset, op->bytes);
+    }
+    if (!g->low_water) {
+        return;
+    }
+    if (stat64_get(&g->written) - stat64_get(&g->sample_bytes) >=
+        SAMPLE_BYTES) {
+        sample_rate(g);
+        if (g->lead_ms && stat64_get(&g->mark) != INT64_MAX) {
+            SpaceMeasure m = {
+                .how = BLOCK_SPACE_VERIFY_SIZE,
+                .size = space_guard_leaf(g->bs)->total_sectors *
+                        BDRV_SECTOR_SIZE,
+            };
+
+            space_guard_rearm(g, &m);
+        }
+    }
+    if (op->offset + op->bytes > (int64_t)stat64_get(&g->mark)) {
+        guard_co_crossed_mark(g, op->offset + op->bytes);
+    }
+    if (stat64_get(&g->written) >= stat64_get(&g->look_at)) {
+        guard_co_look(g);
+    }
+}
+
+static void coroutine_fn poll_co(void *opaque)
+{
+    SpaceGuard *g = opaque;
+    int64_t next_ms = POLL_MAX_MS;
+    SpaceMeasure m;
+
+    WITH_GRAPH_RDLOCK_GUARD() {
+        space_guard_co_measure(g, &m);
+    }
+    if (m.how == BLOCK_SPACE_VERIFY_SPACE) {
+        next_ms = guard_looked(g, &m);
+    }
+    g->poll_at_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                    MAX(next_ms, POLL_MIN_MS);
+    timer_mod_anticipate(poll_timer, g->poll_at_ms);
+    g->polling = false;
+    bdrv_dec_in_flight(g->bs);
+}
+
+static bool poll_must_wait(SpaceGuard *g)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    return space_guard_is_drained(g->bs);
+}
+
+static void poll_guard(SpaceGuard *g)
+{
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+
+    if (!g->poll_at_ms || g->polling) {
+        return;
+    }
+    if (now_ms >= g->poll_at_ms) {
+        g->poll_at_ms = now_ms + POLL_MAX_MS;
+        if (!poll_must_wait(g)) {
+            g->polling = true;
+            bdrv_inc_in_flight(g->bs);
+            aio_co_enter(qemu_get_aio_context(),
+                         qemu_coroutine_create(poll_co, g));
+            return;
+        }
+    }
+    timer_mod_anticipate(poll_timer, g->poll_at_ms);
+}
+
+static void poll_cb(void *opaque)
+{
+    space_requests_foreach_guard(poll_guard);
+}
+
+static void GRAPH_RDLOCK start_low_water(SpaceGuard *g)
+{
+    BlockDriverState *leaf = space_guard_leaf(g->bs);
+    SpaceMeasure m = {
+        .how = measure_how(g, leaf),
+        .size = MAX(leaf->total_sectors, 0) * BDRV_SECTOR_SIZE,
+    };
+
+    space_guard_rearm(g, &m);
+    stat64_set(&g->look_at, UINT64_MAX);
+    if (g->low_water && m.how == BLOCK_SPACE_VERIFY_SPACE) {
+        stat64_set(&g->look_at, 0);
+        if (!poll_timer) {
+            poll_timer = timer_new_ms(QEMU_CLOCK_REALTIME, poll_cb, NULL);
+        }
+        g->poll_at_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + POLL_MIN_MS;
+        timer_mod_anticipate(poll_timer, g->poll_at_ms);
+    }
+}
+
+/*
+ * I/O
+ */
+
+static int coroutine_fn GRAPH_RDLOCK guard_co_do(BlockDriverState *bs,
+                                                 const SpaceOp *op)
+{
+    switch (op->type) {
+    case OP_WRITE:
+        return bdrv_co_pwritev_part(bs->file, op->offset, op->bytes, op->qiov,
+                                    op->qiov_offset, op->flags);
+    case OP_ZEROES:
+        return bdrv_co_pwrite_zeroes(bs->file, op->offset, op->bytes,
+                                     op->flags);
+    default:
+        return bdrv_co_pdiscard(bs->file, op->offset, op->bytes);
+    }
+}
+
+/*
+ * @op found no space.  Wait for it, if that is the policy, and try again.
+ *
+ * Something else may have made room in the meantime, or what failed was not
+ * the space: a short write of an asynchronous engine also reads as ENOSPC.  So
+ * if there is room, try once more before anybody is asked.
+ */
+static int coroutine_fn GRAPH_RDLOCK
+guard_co_no_space(SpaceGuard *g, const SpaceOp *op)
+{
+    SpaceFailure f = {
+        .cause = BLOCK_SPACE_CAUSE_WRITE,
+        .offset = op->offset,
+        .bytes = op->bytes,
+        .deadline_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + g->max_hold_ms,
+    };
+    bool retried = false;
+    int ret;
+
+    for (;;) {
+        space_guard_co_measure(g, &f.measure);
+        f.despite_room = space_measure_has_room(&f.measure, op->offset,
+                                                op->bytes);
+        if (f.despite_room && !retried) {
+            retried = true;
+            space_requests_count(SPACE_STAT_RETRIED_ROOM);
+        } else {
+            f.may_hold = has_user(g->bs);
+            if (!space_request_co_failed(g, &f)) {
+                return -ENOSPC;
+            }
+            retried = false;
+        }
+        ret = guard_co_do(g->bs, op);
+        if (ret >= 0) {
+            guard_co_written(g, op);
+            return ret;
+        }
+        if (!is_no_space(ret)) {
+            if (f.probe) {
+                space_request_probe_lost(g);
+            }
+            return ret;
+        }
+    }
+}
+
+static int coroutine_fn GRAPH_RDLOCK guard_co_op(BlockDriverState *bs,
+                                                 const SpaceOp *op)
+{
+    int ret = guard_co_do(bs, op);
+
+    if (likely(ret >= 0)) {
+        guard_co_written(bs->opaque, op);
+        return ret;
+    }
+    return is_no_space(ret) ? guard_co_no_space(bs->opaque, op) : ret;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+guard_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                      QEMUIOVector *qiov, size_t qiov_offset,
+                      BdrvRequestFlags flags)
+{
+    SpaceOp op = { OP_WRITE, offset, bytes, qiov, qiov_offset, flags };
+
+    return guard_co_op(bs, &op);
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+guard_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                       BdrvRequestFlags flags)
+{
+    SpaceOp op = { OP_ZEROES, offset, bytes, .flags = flags };
+
+    return guard_co_op(bs, &op);
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+guard_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
+{
+    SpaceOp op = { OP_DISCARD, offset, bytes };
+
+    return guard_co_op(bs, &op);
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+guard_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                     QEMUIOVector *qiov, size_t qiov_offset,
+                     BdrvRequestFlags flags)
+{
+    return bdrv_co_preadv_part(bs->file, offset, bytes, qiov, qiov_offset,
+                               flags);
+}
+
+static int coroutine_fn GRAPH_RDLOCK guard_co_flush(BlockDriverState *bs)
+{
+    int ret = bdrv_co_flush(bs->file->bs);
+
+    if (is_no_space(ret)) {
+        SpaceFailure f = { .cause = BLOCK_SPACE_CAUSE_FLUSH };
+
+        space_guard_co_measure(bs->opaque, &f.measure);
+        space_request_co_failed(bs->opaque, &f);
+        return -ENOSPC;
+    }
+    return ret;
+}
+
+static int64_t coroutine_fn GRAPH_RDLOCK
+guard_co_getlength(BlockDriverState *bs)
+{
+    return bdrv_co_getlength(bs->file->bs);
+}
+
+static int guard_open(BlockDriverState *bs, QDict *options, int flags,
+                      Error **errp)
+{
+    SpaceGuard *g = bs->opaque;
+    int ret;
+
+    g->bs = bs;
+    ret = bdrv_open_file_child(NULL, options, "file", bs, errp);
+    if (ret < 0) {
+        return ret;
+    }
+    if (!parse_options(g, options, errp)) {
+        return -EINVAL;
+    }
+
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    if (!check_options(g, errp)) {
+        return -EINVAL;
+    }
+    bs->supported_write_flags = BDRV_REQ_WRITE_UNCHANGED |
+        (BDRV_REQ_FUA & bs->file->bs->supported_write_flags);
+    bs->supported_zero_flags = BDRV_REQ_WRITE_UNCHANGED |
+        ((BDRV_REQ_FUA | BDRV_REQ_MAY_UNMAP | BDRV_REQ_NO_FALLBACK) &
+         bs->file->bs->supported_zero_flags);
+
+    space_requests_add_guard(g);
+    start_low_water(g);
+    return 0;
+}
+
+static void guard_close(BlockDriverState *bs)
+{
+    space_requests_remove_guard(bs->opaque);
+}
+
+/* For those above that are reopened; the options cannot change */
+static int guard_reopen_prepare(BDRVReopenState *state,
+                                BlockReopenQueue *queue, Error **errp)
+{
+    return 0;
+}
+
+static BlockDriver bdrv_space_guard = {
+    .format_name              = "space-guard",
+    .instance_size            = sizeof(SpaceGuard),
+
+    .bdrv_open                = guard_open,
+    .bdrv_close               = guard_close,
+    .bdrv_reopen_prepare      = guard_reopen_prepare,
+    .bdrv_child_perm          = bdrv_default_perms,
+
+    .bdrv_co_getlength        = guard_co_getlength,
+    .bdrv_co_preadv_part      = guard_co_preadv_part,
+    .bdrv_co_pwritev_part     = guard_co_pwritev_part,
+    .bdrv_co_pwrite_zeroes    = guard_co_pwrite_zeroes,
+    .bdrv_co_pdiscard         = guard_co_pdiscard,
+    .bdrv_co_flush            = guard_co_flush,
+
+    .is_filter                = true,
+};
+
+static void bdrv_space_guard_init(void)
+{
+    bdrv_register(&bdrv_space_guard);
+}
+
+block_init(bdrv_space_guard_init);

@@ -1,0 +1,638 @@
+/*
+ * Storage growth: the controller
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A request has a key: instance, id and attempt.  What was done for a key is
+ * in the journal, so a request that comes again, because an agent or this
+ * process was killed, is answered and not served twice.
+ *
+ * One growth at a time per resource.  A provider that fails, hangs or lies is
+ * asked again for the same size, with a growing pause; never for more.  While
+ * that lasts the request has no answer: the virtual machine waits, and
+ * qemu-storage-ctl list shows why.
+ */
+
+#include "qemu/osdep.h"
+#include "conn.h"
+#include "controller.h"
+#include "policy.h"
+#include "provider.h"
+#include "qobject/qlist.h"
+
+#define RETRY_MIN_MS 200
+#define RETRY_MAX_MS 30000
+#define TASKS_MAX 100000
+#define WORD_MAX_BYTES 4096
+
+typedef struct Task {
+    SgController *c;
+    char *key;
+    char *vm;
+    char *path;
+    char *resource;
+    const SgPolicy *policy;       /* NULL: the configuration has none (more) */
+    char *instance;
+    int64_t id, attempt;
+    uint64_t needed, rate;
+    SgConn *asker;                /* who gets the answer, or NULL */
+    SgGrowth *growth;             /* when it has begun */
+    bool durable;                 /* ... and that is on the disk */
+    bool paused;
+    unsigned tries;
+    unsigned timer;
+    char *error;                  /* why it is not done yet */
+    int64_t since_us;
+} Task;
+
+struct SgController {
+    GPtrArray *policies;
+    SgJournal *journal;
+    GHashTable *tasks;            /* key: Task */
+    GHashTable *busy;             /* resource: GQueue of Task, the first runs */
+    GQueue begun;                 /* Tasks that wait for the journal */
+    unsigned sync;                /* source of journal_sync() */
+    GHashTable *paused;           /* names of VMs */
+    GHashTable *conns;            /* of SgConn */
+};
+
+static void task_start(Task *t);
+
+static void task_free(Task *t)
+{
+    if (t->timer) {
+        g_source_remove(t->timer);
+    }
+    g_free(t->key);
+    g_free(t->vm);
+    g_free(t->path);
+    g_free(t->resource);
+    g_free(t->instance);
+    g_free(t->error);
+    g_free(t);
+}
+
+static void send_answer(SgConn *conn, const char *vm, const char *instance,
+                        int64_t id, int64_t attempt, const char *denied)
+{
+    QDict *d = qdict_new();
+
+    qdict_put_str(d, "type", "answer");
+    qdict_put_str(d, "vm", vm);
+    qdict_put_str(d, "instance", instance);
+    qdict_put_int(d, "id", id);
+    qdict_put_int(d, "attempt", attempt);
+    qdict_put_str(d, "result", denied ? "denied" : "grown");
+    if (denied) {
+        qdict_put_str(d, "reason", denied);
+    }
+    sg_conn_send(conn, d);
+}
+
+static void task_answer(Task *t, const char *denied)
+{
+    if (t->asker) {
+        send_answer(t->asker, t->vm, t->instance, t->id, t->attempt, denied);
+    }
+}
+
+/* Let the next one have the resource */
+static void task_end(Task *t)
+{
+    SgController *c = t->c;
+    GQueue *queue = t->resource ? g_hash_table_lookup(c->busy, t->resource)
+                                : NULL;
+
+    g_hash_table_remove(c->tasks, t->key);
+    if (queue) {
+        bool first = g_queue_peek_head(queue) == t;
+
+        g_queue_remove(queue, t);
+        if (g_queue_is_empty(queue)) {
+            g_hash_table_remove(c->busy, t->resource);
+        } else if (first) {
+            task_start(g_queue_peek_head(queue));
+        }
+    }
+    task_free(t);
+}
+
+static gboolean task_again(gpointer opaque)
+{
+    Task *t = opaque;
+
+    t->timer = 0;
+    task_start(t);
+    return G_SOURCE_REMOVE;
+}
+
+static void task_failed(Task *t, const char *why)
+{
+    int64_t delay_ms = RETRY_MIN_MS;
+
+    g_free(t->error);
+    t->error = g_strdup(why);
+    for (unsigned i = 0; i < t->tries && delay_ms < RETRY_MAX_MS; i++) {
+        delay_ms *= 2;
+    }
+    t->tries++;
+    g_message("%s: %s; again in %" PRId64 " ms", t->key, why,
+              MIN(delay_ms, RETRY_MAX_MS));
+    t->timer = g_timeout_add(MIN(delay_ms, RETRY_MAX_MS), task_again, t);
+}
+
+static void task_deny(Task *t, const char *why)
+{
+    g_autoptr(GError) error = NULL;
+    g_autofree char *reason = g_strdup(why);
+
+    if (!sg_journal_deny(t->c->journal, t->key, t->vm, reason, &error)) {
+        task_failed(t, error->message);
+        return;
+    }
+    g_message("%s: denied: %s", t->key, reason);
+    task_answer(t, reason);
+    task_end(t);
+}
+
+static void task_done(Task *t)
+{
+    g_autoptr(GError) error = NULL;
+
+    /*
+     * The machine need not wait for the disk with the journal: if this is
+     * killed now, it will be done again, to the same size.
+     */
+    task_answer(t, NULL);
+    if (!sg_journal_end(t->c->journal, t->growth, &error)) {
+        g_warning("%s", error->message);
+    }
+    g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
+              t->resource, t->growth->from, t->growth->target);
+    task_end(t);
+}
+
+static void grow_done(int64_t size, const char *error, void *opaque)
+{
+    Task *t = opaque;
+
+    if (size < 0) {
+        task_failed(t, error);
+    } else if (size < t->growth->target) {
+        g_autofree char *why = g_strdup_printf(
+            "the provider says that it is done, but the size is %" PRId64
+            " and not %" PRIu64, size, t->growth->target);
+
+        task_failed(t, why);
+    } else {
+        task_done(t);
+    }
+}
+
+static void task_grow(Task *t)
+{
+    sg_provider_grow(t->policy, t->resource, t->vm, t->key, t->growth->target,
+                     grow_done, t);
+}
+
+/* When nothing else is to be done: what has begun by then shares the wait */
+static gboolean journal_sync(gpointer opaque)
+{
+    SgController *c = opaque;
+    g_autoptr(GError) error = NULL;
+    bool ok = sg_journal_sync(c->journal, &error);
+    Task *t;
+
+    c->sync = 0;
+    while ((t = g_queue_pop_head(&c->begun))) {
+        t->durable = ok;
+        if (ok) {
+            task_grow(t);
+        } else {
+            task_failed(t, error->message);
+        }
+    }
+    return G_SOURCE_REMOVE;
+}
+
+static void size_known(int64_t size, const char *error, void *opaque)
+{
+    Task *t = opaque;
+    g_autoptr(GError) err = NULL;
+    uint64_t target;
+    const char *why;
+
+    if (size < 0) {
+        task_failed(t, error);
+        return;
+    }
+    if (!t->growth) {
+        why = sg_policy_target(t->policy, size, t->needed, t->rate, &target);
+        if (why) {
+            task_deny(t, why);
+            return;
+        }
+        t->growth = sg_journal_begin(t->c->journal, t->key, t->vm, t->resource,
+                                     size, target, &err);
+        if (!t->growth) {
+            task_failed(t, err->message);
+            return;
+        }
+    }
+    if (size >= t->growth->target) {
+        task_done(t);             /* it was done before a crash */
+        return;
+    }
+    if (t->durable) {
+        task_grow(t);
+        return;
+    }
+    g_queue_push_tail(&t->c->begun, t);
+    if (!t->c->sync) {
+        t->c->sync = g_idle_add(journal_sync, t->c);
+    }
+}
+
+/* The task is the first of its resource */
+static void task_start(Task *t)
+{
+    if (!t->policy) {
+        task_failed(t, "no policy of the configuration matches any more");
+        return;
+    }
+    sg_provider_size(t->policy, t->resource, size_known, t);
+}
+
+static void task_enqueue(Task *t)
+{
+    GQueue *queue = g_hash_table_lookup(t->c->busy, t->resource);
+
+    if (!queue) {
+        queue = g_queue_new();
+        g_hash_table_insert(t->c->busy, g_strdup(t->resource), queue);
+    }
+    g_queue_push_tail(queue, t);
+    if (g_queue_peek_head(queue) == t) {
+        task_start(t);
+    }
+}
+
+static Task *task_new(SgController *c, const char *key, const char *vm)
+{
+    Task *t = g_new0(Task, 1);
+
+    t->c = c;
+    t->key = g_strdup(key);
+    t->vm = g_strdup(vm);
+    t->since_us = g_get_real_time();
+    g_hash_table_insert(c->tasks, t->key, t);
+    return t;
+}
+
+/* Decide about a new request, or one that was paused */
+static void task_decide(Task *t)
+{
+    SgController *c = t->c;
+
+    t->paused = g_hash_table_contains(c->paused, t->vm);
+    if (t->paused) {
+        return;
+    }
+    t->policy = sg_policy_find(c->policies, t->vm, t->path);
+    if (!t->policy) {
+        task_deny(t, "no policy matches");
+    } else if (t->attempt > t->policy->attempts) {
+        task_deny(t, "it was grown often enough without effect");
+    } else {
+        t->resource = sg_provider_resource(t->policy, t->path);
+        task_enqueue(t);
+    }
+}
+
+/*
+ * What peers say
+ */
+
+static const char *get_word(QDict *d, const char *name)
+{
+    const char *text = qdict_get_try_str(d, name);
+
+    return text && strlen(text) <= WORD_MAX_BYTES ? text : NULL;
+}
+
+static void send_error(SgConn *conn, const char *why)
+{
+    QDict *d = qdict_new();
+
+    qdict_put_str(d, "type", "error");
+    qdict_put_str(d, "reason", why);
+    sg_conn_send(conn, d);
+}
+
+static void handle_request(SgController *c, SgConn *conn, QDict *d)
+{
+    const char *vm = get_word(d, "vm");
+    const char *path = get_word(d, "path");
+    const char *instance = get_word(d, "instance");
+    int64_t id = qdict_get_try_int(d, "id", 0);
+    int64_t attempt = qdict_get_try_int(d, "attempt", 0);
+    int64_t needed = qdict_get_try_int(d, "needed", -1);
+    int64_t rate = qdict_get_try_int(d, "rate", 0);
+    g_autofree char *key = NULL;
+    SgGrowth *growth;
+    Task *t;
+
+    if (!vm || !path || !instance || strchr(instance, '/') || id <= 0 ||
+        attempt <= 0 || needed < 0) {
+        send_error(conn, "a request must have vm, path, instance, id, attempt "
+                   "and needed");
+        return;
+    }
+    key = g_strdup_printf("%s/%" PRId64 "/%" PRId64, instance, id, attempt);
+    t = g_hash_table_lookup(c->tasks, key);
+    if (t) {
+        t->asker = conn;
+        if (!t->instance) {
+            /* begun before a crash: now it is known whom to answer */
+            t->instance = g_strdup(instance);
+            t->id = id;
+            t->attempt = attempt;
+        }
+        return;
+    }
+    growth = sg_journal_find(c->journal, key);
+    if (growth) {
+        send_answer(conn, vm, instance, id, attempt, growth->denied);
+        return;
+    }
+    if (g_hash_table_size(c->tasks) >= TASKS_MAX) {
+        send_error(conn, "too many requests");
+        return;
+    }
+    t = task_new(c, key, vm);
+    t->path = g_strdup(path);
+    t->instance = g_strdup(instance);
+    t->id = id;
+    t->attempt = attempt;
+    t->needed = needed;
+    t->rate = MAX(rate, 0);
+    t->asker = conn;
+    task_decide(t);
+}
+
+static QDict *task_info(Task *t)
+{
+    QDict *d = qdict_new();
+
+    qdict_put_str(d, "key", t->key);
+    qdict_put_str(d, "vm", t->vm);
+    qdict_put_str(d, "resource", t->resource ?: t->path ?: "");
+    qdict_put_str(d, "state", t->paused ? "paused" : t->growth ? "growing"
+                                                               : "waiting");
+    qdict_put_int(d, "tries", t->tries);
+    qdict_put_int(d, "age-ms", (g_get_real_time() - t->since_us) / 1000);
+    if (t->growth) {
+        qdict_put_int(d, "from", t->growth->from);
+        qdict_put_int(d, "target", t->growth->target);
+    }
+    if (t->error) {
+        qdict_put_str(d, "error", t->error);
+    }
+    return d;
+}
+
+static QDict *growth_info(const SgGrowth *g)
+{
+    QDict *d = qdict_new();
+
+    qdict_put_str(d, "key", g->key);
+    qdict_put_str(d, "vm", g->vm);
+    qdict_put_str(d, "resource", g->resource);
+    qdict_put_int(d, "from", g->from);
+    qdict_put_int(d, "target", g->target);
+    qdict_put_int(d, "begin-us", g->begin_us);
+    qdict_put_int(d, "end-us", g->end_us);
+    if (g->denied) {
+        qdict_put_str(d, "denied", g->denied);
+    }
+    return d;
+}
+
+static void reply(SgConn *conn, QList *list)
+{
+    QDict *d = qdict_new();
+
+    qdict_put_str(d, "type", "reply");
+    if (list) {
+        qdict_put(d, "list", list);
+    }
+    sg_conn_send(conn, d);
+}
+
+static void handle_list(SgController *c, SgConn *conn, QDict *d)
+{
+    QList *list = qlist_new();
+    GHashTableIter iter;
+    gpointer task;
+
+    g_hash_table_iter_init(&iter, c->tasks);
+    while (g_hash_table_iter_next(&iter, NULL, &task)) {
+        qlist_append(list, task_info(task));
+    }
+    reply(conn, list);
+}
+
+static void handle_history(SgController *c, SgConn *conn, QDict *d)
+{
+    GPtrArray *all = sg_journal_all(c->journal);
+    int64_t limit = qdict_get_try_int(d, "limit", 100);
+    unsigned n = limit < 0 ? 0 : MIN(limit, 10000);
+    QList *list = qlist_new();
+
+    for (unsigned i = all->len > n ? all->len - n : 0; i < all->len; i++) {
+        qlist_append(list, growth_info(g_ptr_array_index(all, i)));
+    }
+    reply(conn, list);
+}
+
+static void handle_pause(SgController *c, SgConn *conn, QDict *d)
+{
+    const char *vm = get_word(d, "vm");
+
+    if (!vm) {
+        send_error(conn, "vm is missing");
+        return;
+    }
+    g_hash_table_add(c->paused, g_strdup(vm));
+    reply(conn, NULL);
+}
+
+static void handle_continue(SgController *c, SgConn *conn, QDict *d)
+{
+    const char *vm = get_word(d, "vm");
+    g_autoptr(GList) tasks = g_hash_table_get_values(c->tasks);
+
+    if (!vm || !g_hash_table_remove(c->paused, vm)) {
+        send_error(conn, "this vm is not paused");
+        return;
+    }
+    for (GList *l = tasks; l; l = l->next) {
+        Task *t = l->data;
+
+        if (t->paused && g_str_equal(t->vm, vm)) {
+            task_decide(t);
+        }
+    }
+    reply(conn, NULL);
+}
+
+/* By hand: by the policy, with a key of its own */
+static void handle_grow(SgController *c, SgConn *conn, QDict *d)
+{
+    const char *vm = get_word(d, "vm");
+    const char *path = get_word(d, "path");
+    int64_t bytes = qdict_get_try_int(d, "bytes", 0);
+    g_autofree char *uuid = g_uuid_string_random();
+    g_autofree char *key = g_strdup_printf("by-hand-%s/1/1", uuid);
+    Task *t;
+
+    if (!vm || !path || bytes < 0) {
+        send_error(conn, "vm or path is missing, or bytes is negative");
+        return;
+    }
+    t = task_new(c, key, vm);
+    t->path = g_strdup(path);
+    t->instance = g_strdup_printf("by-hand-%s", uuid);
+    t->id = 1;
+    t->attempt = 1;
+    t->needed = bytes;
+    t->asker = conn;
+    task_decide(t);
+}
+
+static void handle_outcome(SgController *c, SgConn *conn, QDict *d)
+{
+    g_message("%s: request %" PRId64 ", attempt %" PRId64 ": %s",
+              get_word(d, "vm") ?: "?", qdict_get_try_int(d, "id", 0),
+              qdict_get_try_int(d, "attempt", 0),
+              get_word(d, "outcome") ?: "?");
+}
+
+static const struct Handler {
+    const char *type;
+    void (*handle)(SgController *c, SgConn *conn, QDict *d);
+} handlers[] = {
+    { "request", handle_request },
+    { "outcome", handle_outcome },
+    { "list", handle_list },
+    { "history", handle_history },
+    { "pause", handle_pause },
+    { "continue", handle_continue },
+    { "grow", handle_grow },
+};
+
+static void conn_object(SgConn *conn, QDict *d, void *opaque)
+{
+    const char *type = qdict_get_try_str(d, "type");
+
+    for (int i = 0; type && i < G_N_ELEMENTS(handlers); i++) {
+        if (g_str_equal(type, handlers[i].type)) {
+            handlers[i].handle(opaque, conn, d);
+            return;
+        }
+    }
+    send_error(conn, "unknown type");
+}
+
+static void conn_closed(SgConn *conn, const char *why, void *opaque)
+{
+    SgController *c = opaque;
+    GHashTableIter iter;
+    gpointer task;
+
+    g_message("a peer has gone: %s", why);
+    g_hash_table_remove(c->conns, conn);
+    g_hash_table_iter_init(&iter, c->tasks);
+    while (g_hash_table_iter_next(&iter, NULL, &task)) {
+        Task *t = task;
+
+        if (t->asker == conn) {
+            t->asker = NULL;
+        }
+    }
+}
+
+static const SgConnOps conn_ops = {
+    .object = conn_object,
+    .closed = conn_closed,
+};
+
+void sg_controller_serve(SgController *c, GIOStream *stream)
+{
+    g_hash_table_add(c->conns, sg_conn_new(stream, &conn_ops, c));
+}
+
+/* What a growth that had begun was called tells which policy it was by */
+static const SgPolicy *policy_of_resource(SgController *c, const char *vm,
+                                          const char *resource)
+{
+    const char *name = strchr(resource, ':');
+    g_autofree char *below = NULL;
+
+    if (!name) {
+        return NULL;
+    }
+    below = g_strdup_printf("%s/disk", ++name);
+    for (unsigned i = 0; i < c->policies->len; i++) {
+        const SgPolicy *p = g_ptr_array_index(c->policies, i);
+        const char *provider = sg_provider_name(p->provider);
+
+        if (strncmp(resource, provider, name - 1 - resource) ||
+            strlen(provider) != name - 1 - resource ||
+            !g_pattern_match_simple(p->vm, vm)) {
+            continue;
+        }
+        if (p->resource ? g_str_equal(p->resource, name)
+                        : g_pattern_match_simple(p->path, name) ||
+                          g_pattern_match_simple(p->path, below)) {
+            return p;
+        }
+    }
+    return NULL;
+}
+
+static void queue_free(gpointer queue)
+{
+    g_queue_free(queue);
+}
+
+SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
+{
+    SgController *c = g_new0(SgController, 1);
+    GPtrArray *all = sg_journal_all(journal);
+
+    c->policies = policies;
+    c->journal = journal;
+    g_queue_init(&c->begun);
+    c->tasks = g_hash_table_new(g_str_hash, g_str_equal);
+    c->busy = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                    queue_free);
+    c->paused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    c->conns = g_hash_table_new(NULL, NULL);
+    for (unsigned i = 0; i < all->len; i++) {
+        SgGrowth *g = g_ptr_array_index(all, i);
+
+        if (!g->end_us) {
+            Task *t = task_new(c, g->key, g->vm);
+
+            g_message("%s: had begun, is finished now", g->key);
+            t->growth = g;
+            t->resource = g_strdup(g->resource);
+            t->policy = policy_of_resource(c, g->vm, g->resource);
+            task_enqueue(t);
+        }
+    }
+    return c;
+}

@@ -1,0 +1,342 @@
+/*
+ * Storage growth: the journal
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <gio/gio.h>
+#include <sys/file.h>
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
+#include "journal.h"
+
+/* More than anybody writes in years; a larger file is no journal */
+#define JOURNAL_MAX_BYTES (256 * 1024 * 1024)
+
+#define LOCK_TRIES 20
+#define LOCK_WAIT_US 50000
+
+struct SgJournal {
+    int fd;
+    off_t length;                 /* of what is valid */
+    bool dirty;                   /* not all of it may be on the disk */
+    GPtrArray *all;
+    GHashTable *by_key;
+};
+
+static void growth_free(gpointer opaque)
+{
+    SgGrowth *g = opaque;
+
+    g_free(g->key);
+    g_free(g->vm);
+    g_free(g->resource);
+    g_free(g->denied);
+    g_free(g);
+}
+
+static uint32_t crc_of(const char *text)
+{
+    uint32_t crc = ~0u;
+
+    for (; *text; text++) {
+        crc ^= (uint8_t)*text;
+        for (int i = 0; i < 8; i++) {
+            crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+        }
+    }
+    return ~crc;
+}
+
+static bool fail(GError **error, const char *what)
+{
+    g_set_error(error, G_IO_ERROR, g_io_error_from_errno(errno),
+                "Journal: %s: %s", what, g_strerror(errno));
+    return false;
+}
+
+static bool append(SgJournal *j, QDict *record, GError **error)
+{
+    GString *json = qobject_to_json(QOBJECT(record));
+    g_autofree char *line = g_strdup_printf("%08x %s\n", crc_of(json->str),
+                                            json->str);
+    size_t len = strlen(line), done = 0;
+
+    g_string_free(json, true);
+    qobject_unref(record);
+    while (done < len) {
+        ssize_t n = pwrite(j->fd, line + done, len - done, j->length + done);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            errno = n ? errno : ENOSPC;
+            break;
+        }
+        done += n;
+    }
+    if (done < len) {
+        int saved = errno;
+
+        /* if that fails, too, the next record overwrites it */
+        if (ftruncate(j->fd, j->length) < 0) {
+            g_warning("Journal: cannot cut off a torn record");
+        }
+        errno = saved;
+        return fail(error, "a record cannot be written");
+    }
+    j->length += len;
+    j->dirty = true;
+    return true;
+}
+
+bool sg_journal_sync(SgJournal *j, GError **error)
+{
+    if (j->dirty && fdatasync(j->fd) < 0) {
+        return fail(error, "it cannot be written to the disk");
+    }
+    j->dirty = false;
+    return true;
+}
+
+static SgGrowth *add(SgJournal *j, const char *key, const char *vm,
+                     const char *resource, uint64_t from, uint64_t target,
+                     int64_t begin_us)
+{
+    SgGrowth *g = g_new0(SgGrowth, 1);
+
+    g->key = g_strdup(key);
+    g->vm = g_strdup(vm);
+    g->resource = g_strdup(resource);
+    g->from = from;
+    g->target = target;
+    g->begin_us = begin_us;
+    g_ptr_array_add(j->all, g);
+    g_hash_table_insert(j->by_key, g->key, g);
+    return g;
+}
+
+/* Returns false if it is no record */
+static bool take_record(SgJournal *j, QDict *d)
+{
+    const char *what = qdict_get_try_str(d, "what");
+    const char *key = qdict_get_try_str(d, "key");
+    int64_t at_us = qdict_get_try_int(d, "at-us", 0);
+    SgGrowth *g = key ? sg_journal_find(j, key) : NULL;
+
+    if (!what || !key) {
+        return false;
+    }
+    if (g_str_equal(what, "begin") && !g) {
+        const char *vm = qdict_get_try_str(d, "vm");
+        const char *resource = qdict_get_try_str(d, "resource");
+        int64_t from = qdict_get_try_int(d, "from", -1);
+        int64_t target = qdict_get_try_int(d, "target", -1);
+
+        if (!vm || !resource || from < 0 || target < from) {
+            return false;
+        }
+        add(j, key, vm, resource, from, target, at_us);
+        return true;
+    }
+    if (g_str_equal(what, "end") && g) {
+        g->end_us = at_us;
+        return true;
+    }
+    if (g_str_equal(what, "deny") && !g) {
+        g = add(j, key, qdict_get_try_str(d, "vm") ?: "", "", 0, 0, at_us);
+        g->end_us = at_us;
+        g->denied = g_strdup(qdict_get_try_str(d, "reason") ?: "");
+        return true;
+    }
+    return false;
+}
+
+static bool take_line(SgJournal *j, const char *line)
+{
+    unsigned int crc;
+    const char *end;
+    QObject *object;
+    QDict *dict;
+    bool ok;
+
+    if (qemu_strtoui(line, &end, 16, &crc) < 0 || end != line + 8 ||
+        *end != ' ' || crc != crc_of(end + 1)) {
+        return false;
+    }
+    object = qobject_from_json(end + 1, NULL);
+    dict = qobject_to(QDict, object);
+    ok = dict && take_record(j, dict);
+    qobject_unref(object);
+    return ok;
+}
+
+static bool load(SgJournal *j, GError **error)
+{
+    struct stat st;
+    g_autofree char *text = NULL;
+    char *line, *end;
+    off_t done = 0;
+
+    if (fstat(j->fd, &st) < 0) {
+        return fail(error, "fstat");
+    }
+    if (!S_ISREG(st.st_mode) || st.st_size > JOURNAL_MAX_BYTES) {
+        errno = EFBIG;
+        return fail(error, "it is no file, or too large");
+    }
+    text = g_malloc0(st.st_size + 1);
+    while (done < st.st_size) {
+        ssize_t n = pread(j->fd, text + done, st.st_size - done, done);
+
+        if (n <= 0) {
+            return fail(error, "it cannot be read");
+        }
+        done += n;
+    }
+    for (line = text; (end = memchr(line, '\n', text + done - line));
+         line = end + 1) {
+        *end = 0;
+        if (strlen(line) != end - line || !take_line(j, line)) {
+            break;
+        }
+        j->length = end + 1 - text;
+    }
+    /* the last record may be torn; damage before it is none of a crash */
+    if (end && memchr(end + 1, '\n', text + done - end - 1)) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
+                    "Journal: the record at byte %jd is damaged",
+                    (intmax_t)j->length);
+        return false;
+    }
+    if (ftruncate(j->fd, j->length) < 0) {
+        return fail(error, "a torn record cannot be cut off");
+    }
+    return true;
+}
+
+static bool sync_directory(const char *path, GError **error)
+{
+    g_autofree char *dir = g_path_get_dirname(path);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int ret = fd < 0 ? -1 : fsync(fd);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ret < 0 ? fail(error, dir) : true;
+}
+
+/*
+ * When the last process was killed, a child that was about to become a
+ * provider's program may have the lock for a moment longer.
+ */
+static bool lock_file(int fd)
+{
+    for (int i = 0; i < LOCK_TRIES; i++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+            return true;
+        }
+        if (errno != EWOULDBLOCK) {
+            break;
+        }
+        g_usleep(LOCK_WAIT_US);
+    }
+    return false;
+}
+
+SgJournal *sg_journal_open(const char *path, GError **error)
+{
+    SgJournal *j = g_new0(SgJournal, 1);
+
+    j->all = g_ptr_array_new_with_free_func(growth_free);
+    j->by_key = g_hash_table_new(g_str_hash, g_str_equal);
+    j->dirty = true;              /* the last process may have been killed */
+    j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (j->fd < 0) {
+        fail(error, path);
+    } else if (!lock_file(j->fd)) {
+        fail(error, "it is in use");
+    } else if (load(j, error) && sync_directory(path, error)) {
+        return j;
+    }
+    sg_journal_close(j);
+    return NULL;
+}
+
+void sg_journal_close(SgJournal *j)
+{
+    if (j->fd >= 0) {
+        close(j->fd);
+    }
+    g_hash_table_unref(j->by_key);
+    g_ptr_array_unref(j->all);
+    g_free(j);
+}
+
+SgGrowth *sg_journal_find(SgJournal *j, const char *key)
+{
+    return g_hash_table_lookup(j->by_key, key);
+}
+
+GPtrArray *sg_journal_all(SgJournal *j)
+{
+    return j->all;
+}
+
+static QDict *record_new(const char *what, const char *key, int64_t at_us)
+{
+    QDict *d = qdict_new();
+
+    qdict_put_str(d, "what", what);
+    qdict_put_str(d, "key", key);
+    qdict_put_int(d, "at-us", at_us);
+    return d;
+}
+
+SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
+                           const char *resource, uint64_t from,
+                           uint64_t target, GError **error)
+{
+    int64_t now_us = g_get_real_time();
+    QDict *d = record_new("begin", key, now_us);
+
+    qdict_put_str(d, "vm", vm);
+    qdict_put_str(d, "resource", resource);
+    qdict_put_int(d, "from", from);
+    qdict_put_int(d, "target", target);
+    if (!append(j, d, error)) {
+        return NULL;
+    }
+    return add(j, key, vm, resource, from, target, now_us);
+}
+
+bool sg_journal_end(SgJournal *j, SgGrowth *g, GError **error)
+{
+    g->end_us = g_get_real_time();
+    return append(j, record_new("end", g->key, g->end_us), error);
+}
+
+SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,
+                          const char *reason, GError **error)
+{
+    int64_t now_us = g_get_real_time();
+    QDict *d = record_new("deny", key, now_us);
+    SgGrowth *g;
+
+    qdict_put_str(d, "vm", vm);
+    qdict_put_str(d, "reason", reason);
+    if (!append(j, d, error)) {
+        return NULL;
+    }
+    g = add(j, key, vm, "", 0, 0, now_us);
+    g->end_us = now_us;
+    g->denied = g_strdup(reason);
+    return g;
+}

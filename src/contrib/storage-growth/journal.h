@@ -1,0 +1,90 @@
+/*
+ * Storage growth: the journal
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A growth is written down, with the size that it leads to, before it begins,
+ * and again when it has ended.  After a crash, what had begun is done again:
+ * to the same size, so it has no effect if it was done.
+ *
+ * The file has one record a line, "CRC32 JSON", and is only appended to.  What
+ * must be on the disk is that a growth begins; sg_journal_sync() sees to that
+ * for all that begin at the same time.  A last line that is torn, by a crash or
+ * a full disk, is cut off.
+ */
+
+#ifndef STORAGE_GROWTH_JOURNAL_H
+#define STORAGE_GROWTH_JOURNAL_H
+
+#include <glib.h>
+
+typedef struct SgJournal SgJournal;
+
+/**
+ * struct SgGrowth: one growth
+ * @key: what it is for, unique for ever
+ * @vm: name of the virtual machine, or ""
+ * @resource: what is grown, see provider.h
+ * @from: size before, in bytes
+ * @target: size after, in bytes
+ * @begin_us, @end_us: real time; @end_us is 0 until it has ended
+ * @denied: why there was no growth, or NULL.  Such a growth has @from and
+ *          @target 0.
+ */
+typedef struct SgGrowth {
+    char *key;
+    char *vm;
+    char *resource;
+    uint64_t from;
+    uint64_t target;
+    int64_t begin_us;
+    int64_t end_us;
+    char *denied;
+} SgGrowth;
+
+/**
+ * sg_journal_open: read a journal, or make a new one
+ * @path: the file; it is locked, so that only one process uses it
+ *
+ * Returns: NULL with @error set if it cannot be read or written, is in use, or
+ * has a damaged record that is not the last one.
+ */
+SgJournal *sg_journal_open(const char *path, GError **error);
+void sg_journal_close(SgJournal *j);
+
+/* The growth for @key, or NULL; valid until the journal is closed */
+SgGrowth *sg_journal_find(SgJournal *j, const char *key);
+
+/* The growths in the order of their beginning */
+GPtrArray *sg_journal_all(SgJournal *j);
+
+/**
+ * sg_journal_begin: write down that a growth begins
+ *
+ * It must not begin before sg_journal_sync() has returned true.
+ *
+ * Returns: the growth, or NULL with @error set; then it must not begin, and
+ * the journal is as before.
+ */
+SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
+                           const char *resource, uint64_t from,
+                           uint64_t target, GError **error);
+
+/**
+ * sg_journal_end: write down that a growth has ended
+ *
+ * Returns: false with @error set if it cannot be written.  It counts as ended
+ * nevertheless, until the process ends; then it would be done again.
+ */
+bool sg_journal_end(SgJournal *j, SgGrowth *g, GError **error);
+
+/* Wait until all that was written down is on the disk */
+bool sg_journal_sync(SgJournal *j, GError **error);
+
+/* Write down that there is no growth for a key, and why */
+SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,
+                          const char *reason, GError **error);
+
+#endif

@@ -1,0 +1,212 @@
+/*
+ * Storage growth: sockets of the controller
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <gio/gunixsocketaddress.h>
+#include "conn.h"
+#include "policy.h"
+#include "server.h"
+
+#define STALE_TRIES 20
+#define STALE_WAIT_US 50000
+
+bool sg_need_option(const char *value, const char *name, GError **error)
+{
+    if (!value) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                    "%s is missing", name);
+    }
+    return value;
+}
+
+SgController *sg_controller_open(const char *config, const char *journal_path,
+                                 GError **error)
+{
+    g_autoptr(GPtrArray) policies = sg_policies_load(config, error);
+    SgJournal *journal;
+
+    journal = policies ? sg_journal_open(journal_path, error) : NULL;
+    return journal ? sg_controller_new(g_steal_pointer(&policies), journal)
+                   : NULL;
+}
+
+void sg_tls_add_options(GOptionContext *context, SgTlsFiles *files)
+{
+    const GOptionEntry entries[] = {
+        { "tls-ca", 0, 0, G_OPTION_ARG_FILENAME, &files->ca,
+          "who signs the peer's certificate", "PEM" },
+        { "tls-certificate", 0, 0, G_OPTION_ARG_FILENAME, &files->certificate,
+          "our certificate, with its key", "PEM" },
+        { NULL }
+    };
+
+    g_option_context_add_main_entries(context, entries, NULL);
+}
+
+typedef struct Server {
+    SgController *controller;
+    GTlsDatabase *ca;
+    GTlsCertificate *certificate;
+} Server;
+
+static bool load_tls(const SgTlsFiles *files, GTlsDatabase **ca,
+                     GTlsCertificate **certificate, GError **error)
+{
+    if (!sg_need_option(files->ca, "--tls-ca", error) ||
+        !sg_need_option(files->certificate, "--tls-certificate", error)) {
+        return false;
+    }
+    if (!g_tls_backend_supports_tls(g_tls_backend_get_default())) {
+        g_set_error(error, G_IO_ERROR, G_IO_ERROR_NOT_SUPPORTED,
+                    "GLib has no TLS here (package glib-networking)");
+        return false;
+    }
+    *ca = g_tls_file_database_new(files->ca, error);
+    *certificate = *ca ? g_tls_certificate_new_from_file(files->certificate,
+                                                         error) : NULL;
+    return *certificate;
+}
+
+/*
+ * A server is always asked.  The database has only our CA, so a certificate
+ * without errors is one that it has signed.
+ */
+static gboolean accept_known(GTlsConnection *conn, GTlsCertificate *peer,
+                             GTlsCertificateFlags errors, gpointer opaque)
+{
+    return !errors;
+}
+
+static gboolean incoming(GSocketService *service, GSocketConnection *conn,
+                         GObject *source, gpointer opaque)
+{
+    Server *s = opaque;
+    g_autoptr(GError) error = NULL;
+    GIOStream *stream = g_object_ref(G_IO_STREAM(conn));
+
+    if (s->certificate) {
+        GIOStream *secure = g_tls_server_connection_new(stream, s->certificate,
+                                                        &error);
+
+        g_object_unref(stream);
+        if (!secure) {
+            g_warning("TLS: %s", error->message);
+            return true;
+        }
+        g_tls_connection_set_database(G_TLS_CONNECTION(secure), s->ca);
+        g_object_set(secure, "authentication-mode",
+                     G_TLS_AUTHENTICATION_REQUIRED, NULL);
+        g_signal_connect(secure, "accept-certificate",
+                         G_CALLBACK(accept_known), NULL);
+        stream = secure;
+    }
+    sg_controller_serve(s->controller, stream);
+    return true;
+}
+
+/*
+ * A socket that nobody listens on is left from a process that was killed.  A
+ * child of it may have it for a moment longer, as in lock_file().
+ */
+static void remove_stale(GSocketAddress *address)
+{
+    g_autoptr(GSocketClient) client = g_socket_client_new();
+
+    for (int i = 0; i < STALE_TRIES; i++) {
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GSocketConnection) conn =
+            g_socket_client_connect(client, G_SOCKET_CONNECTABLE(address),
+                                    NULL, &error);
+
+        if (!conn) {
+            if (g_error_matches(error, G_IO_ERROR,
+                                G_IO_ERROR_CONNECTION_REFUSED)) {
+                unlink(g_unix_socket_address_get_path(
+                           G_UNIX_SOCKET_ADDRESS(address)));
+            }
+            break;
+        }
+        g_usleep(STALE_WAIT_US);
+    }
+}
+
+bool sg_server_listen(SgController *c, const char *address,
+                      const SgTlsFiles *tls, GError **error)
+{
+    GSocketService *service = g_socket_service_new();
+    g_autoptr(GSocketConnectable) where = NULL;
+    Server *s = g_new0(Server, 1);
+    bool is_tls;
+
+    s->controller = c;
+    where = sg_address_parse(address, &is_tls, error);
+    if (!where) {
+        return false;
+    }
+    g_signal_connect(service, "incoming", G_CALLBACK(incoming), s);
+    if (is_tls) {
+        GNetworkAddress *net = G_NETWORK_ADDRESS(where);
+        g_autoptr(GInetAddress) inet =
+            g_inet_address_new_from_string(g_network_address_get_hostname(net));
+        g_autoptr(GSocketAddress) socket_address = NULL;
+
+        if (!load_tls(tls, &s->ca, &s->certificate, error)) {
+            return false;
+        }
+        if (!inet) {
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                        "'%s' is no address of this host", address);
+            return false;
+        }
+        socket_address = g_inet_socket_address_new(
+            inet, g_network_address_get_port(net));
+        return g_socket_listener_add_address(
+            G_SOCKET_LISTENER(service), socket_address, G_SOCKET_TYPE_STREAM,
+            G_SOCKET_PROTOCOL_TCP, NULL, NULL, error);
+    }
+    remove_stale(G_SOCKET_ADDRESS(where));
+    umask(0077);
+    return g_socket_listener_add_address(
+        G_SOCKET_LISTENER(service), G_SOCKET_ADDRESS(where),
+        G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT, NULL, NULL, error);
+}
+
+static void client_event(GSocketClient *client, GSocketClientEvent event,
+                         GSocketConnectable *connectable, GIOStream *stream,
+                         gpointer opaque)
+{
+    Server *s = opaque;
+
+    if (event == G_SOCKET_CLIENT_TLS_HANDSHAKING) {
+        g_tls_connection_set_database(G_TLS_CONNECTION(stream), s->ca);
+        g_tls_connection_set_certificate(G_TLS_CONNECTION(stream),
+                                         s->certificate);
+    }
+}
+
+GSocketClient *sg_client_for(const char *address, const SgTlsFiles *tls,
+                             GSocketConnectable **to, GError **error)
+{
+    g_autoptr(GSocketClient) client = g_socket_client_new();
+    Server *s;
+    bool is_tls;
+
+    *to = sg_address_parse(address, &is_tls, error);
+    if (!*to) {
+        return NULL;
+    }
+    if (is_tls) {
+        s = g_new0(Server, 1);
+        if (!load_tls(tls, &s->ca, &s->certificate, error)) {
+            return NULL;
+        }
+        g_socket_client_set_tls(client, true);
+        g_signal_connect(client, "event", G_CALLBACK(client_event), s);
+    }
+    return g_steal_pointer(&client);
+}
