@@ -349,9 +349,21 @@ static bool wants_sizes(QObject *req)
                                         0, 0);
 }
 
+/*
+ * monitor_cleanup() waits in the main context for the dispatcher, which takes
+ * several bottom halves of the other one to end its command.
+ */
+static void kick_main_context(void *opaque)
+{
+    if (reporting) {
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), kick_main_context,
+                                NULL);
+    }
+}
+
 bool coroutine_mixed_fn block_sizes_co_begin(QObject *req)
 {
-    int ret;
+    int ret = 0;
 
     if (!is_on() || !qemu_in_coroutine() || !wants_sizes(req)) {
         return false;
@@ -360,6 +372,9 @@ bool coroutine_mixed_fn block_sizes_co_begin(QObject *req)
     async_call(&query_owner, &block_sizes_query_site, wait_for_sizes, NULL,
                NULL, &ret);
     qatomic_set(&reporting, reporting + 1);
+    if (ret == -ECANCELED) {
+        kick_main_context(NULL);
+    }
     return true;
 }
 

@@ -55,7 +55,7 @@ struct AsyncCall {
     QTAILQ_ENTRY(AsyncCall) ready_next;
 };
 
-/* What passes from the first stack to the second; gone when that one waits */
+/* Lives on the first stack, which is gone once the call is parked */
 typedef struct AsyncCallStart {
     AsyncCallOwner *owner;
     AsyncCallSite *site;
@@ -65,6 +65,7 @@ typedef struct AsyncCallStart {
     bool on_own_stack;
     bool ended;
     int ret;
+    AsyncCall *call;
 } AsyncCallStart;
 
 /* Protected by the BQL */
@@ -158,7 +159,7 @@ static void wait_timed_out(void *opaque)
     async_call_wake(opaque, -ETIMEDOUT);
 }
 
-/* The first wait of a call: from now on its caller is gone. */
+/* From now on the call's caller is gone, or waits with it in a coroutine. */
 static void note_parked(AsyncCall *call)
 {
     AsyncCallOwner *owner = call->owner;
@@ -311,6 +312,7 @@ static void coroutine_fn run_call(void *opaque)
     };
     int ret;
 
+    start->call = &call;
     ret = start->fn(&call, fn_opaque);
 
     if (call.parked) {
@@ -351,6 +353,10 @@ async_call(AsyncCallOwner *owner, AsyncCallSite *site, AsyncCallFunc *fn,
         enter(qemu_coroutine_create(run_call, &start));
     }
     if (!start.ended) {
+        /* it has not waited itself if a call within it did */
+        if (!start.call->parked) {
+            note_parked(start.call);
+        }
         return ASYNC_CALL_PARKED;
     }
     *ret = start.ret;

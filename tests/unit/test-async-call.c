@@ -277,18 +277,22 @@ static int coroutine_fn nest(AsyncCall *call, void *opaque)
 static void test_nested_call(void)
 {
     Try inner = { .waits = 1 };
-    Try outer = { };
+    int ret = -1;
 
     setup();
-    g_assert_cmpint(async_call(&owner, &site, nest, NULL, &inner, &outer.ret),
+    g_assert_cmpint(async_call(&owner, &site, nest, completed, &inner, &ret),
                     ==, ASYNC_CALL_PARKED);
-    g_assert_cmpuint(owner.parked, ==, 1);
+    /* the outer call itself does not wait, but its caller has gone on */
+    g_assert_cmpuint(owner.parked, ==, 2);
     async_call_wake(inner.call, 10);
     loop_until(nothing_parked, NULL);
     g_assert_cmpint(inner.last, ==, 10);
-    g_assert_cmpint(inner.completions, ==, 0);
-    /* the outer call itself never waited, but its caller is gone */
-    g_assert_cmpuint(site.parked, ==, 1);
+    /* the completion is the outer call's */
+    g_assert_cmpint(inner.completions, ==, 1);
+    g_assert_cmpint(inner.ret, ==, 11);
+    g_assert_cmpint(ret, ==, -1);
+    g_assert_cmpuint(site.parked, ==, 2);
+    g_assert_cmpuint(owner.parked, ==, 0);
 }
 
 static void test_cancel(void)
