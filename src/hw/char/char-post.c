@@ -1,0 +1,199 @@
+/*
+ * Posted writes: a device's output waits for a slow reader, the vCPU does not
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The first attempt is an ordinary write that does not block, so a reader that
+ * keeps up costs nothing.  What it leaves is put into a FIFO, and a watch of
+ * the main loop takes it from there.  No stack is set aside: the FIFO is the
+ * state of the device, so neither a stop, nor a migration, nor the end has to
+ * wait for the reader.
+ */
+
+#include "qemu/osdep.h"
+#include "exec/icount.h"
+#include "hw/char/char-post.h"
+#include "qapi/error.h"
+#include "system/async-call-vm.h"
+#include "system/replay.h"
+#include "trace.h"
+
+/* inlined: written at once; parked: waited; refused: the vCPU waited */
+static AsyncCallSite post_site = { .name = "chardev" };
+
+static void block_until_written(CharPost *post, CharFrontend *fe,
+                                const uint8_t *buf, int len)
+{
+    while (!fifo8_is_empty(&post->fifo)) {
+        uint32_t waiting;
+        const uint8_t *data = fifo8_pop_bufptr(&post->fifo,
+                                               fifo8_num_used(&post->fifo),
+                                               &waiting);
+
+        qemu_chr_fe_write_all(fe, data, waiting);
+    }
+    qemu_chr_fe_write_all(fe, buf, len);
+}
+
+/* Returns false if the reader has no room now. */
+static bool write_some(CharPost *post)
+{
+    uint32_t len;
+    const uint8_t *data = fifo8_peek_bufptr(&post->fifo,
+                                            fifo8_num_used(&post->fifo), &len);
+    int ret = qemu_chr_fe_write(post->fe, data, len);
+
+    if (ret > 0) {
+        fifo8_drop(&post->fifo, ret);
+        return true;
+    }
+    if (ret == 0 || errno == EAGAIN) {
+        return false;
+    }
+    /* qemu_chr_fe_write_all() gives up then, too */
+    trace_char_post_lost(fifo8_num_used(&post->fifo), errno);
+    fifo8_reset(&post->fifo);
+    return true;
+}
+
+static gboolean reader_has_room(void *do_not_use, GIOCondition cond,
+                                void *opaque)
+{
+    CharPost *post = opaque;
+
+    while (!fifo8_is_empty(&post->fifo)) {
+        if (!write_some(post)) {
+            return G_SOURCE_CONTINUE;
+        }
+    }
+    trace_char_post_empty();
+    post->watch = 0;
+    return G_SOURCE_REMOVE;
+}
+
+/* Have the main loop write what waits, if the VM runs. */
+static void start_watch(CharPost *post)
+{
+    if (post->watch || fifo8_is_empty(&post->fifo) || !runstate_is_running()) {
+        return;
+    }
+    post->watch = qemu_chr_fe_add_watch(post->fe, G_IO_OUT | G_IO_HUP,
+                                        reader_has_room, post);
+    if (!post->watch) {
+        /* nothing tells when this backend has room */
+        block_until_written(post, post->fe, NULL, 0);
+    }
+}
+
+static void vm_state_changed(void *opaque, bool running, RunState state)
+{
+    CharPost *post = opaque;
+
+    if (running) {
+        start_watch(post);
+    } else if (post->watch) {
+        g_source_remove(post->watch);
+        post->watch = 0;
+    }
+}
+
+bool char_post_realize(CharPost *post, CharFrontend *fe, const char *type,
+                       Error **errp)
+{
+    if (!post->on) {
+        return true;
+    }
+    if (replay_mode != REPLAY_MODE_NONE || icount_enabled()) {
+        error_setg(errp, "Property 'posted-writes' of %s is on, but must be "
+                   "off with record/replay and icount", type);
+        return false;
+    }
+    post->fe = fe;
+    fifo8_create(&post->fifo, CHAR_POST_BYTES);
+    post->vm_state = qemu_add_vm_change_state_handler(vm_state_changed, post);
+    async_call_show_site(&post_site);
+    return true;
+}
+
+/* Returns how many bytes went, or all if they are lost as they would be. */
+static int write_now(CharPost *post, const uint8_t *buf, int len)
+{
+    int ret;
+
+    if (!fifo8_is_empty(&post->fifo)) {
+        return 0;
+    }
+    ret = qemu_chr_fe_write(post->fe, buf, len);
+    return ret >= 0 ? ret : errno == EAGAIN ? 0 : len;
+}
+
+void char_post_write(CharPost *post, CharFrontend *fe, const uint8_t *buf,
+                     int len)
+{
+    int done;
+
+    if (likely(!post->on)) {
+        qemu_chr_fe_write_all(fe, buf, len);
+        return;
+    }
+    done = write_now(post, buf, len);
+    if (done == len) {
+        post_site.inlined++;
+        return;
+    }
+    if (fifo8_num_free(&post->fifo) < len - done) {
+        post_site.refused++;
+        trace_char_post_full(fifo8_num_used(&post->fifo));
+        block_until_written(post, fe, buf + done, len - done);
+        return;
+    }
+    post_site.parked++;
+    fifo8_push_all(&post->fifo, buf + done, len - done);
+    start_watch(post);
+}
+
+bool char_post_needed(CharPost *post)
+{
+    return post->on && !fifo8_is_empty(&post->fifo);
+}
+
+/* The stream is not trusted: Fifo8 would use these as they come. */
+static int post_load(void *opaque, int version_id)
+{
+    CharPost *post = opaque;
+
+    if (post->fifo.head >= CHAR_POST_BYTES ||
+        post->fifo.num > CHAR_POST_BYTES) {
+        fifo8_reset(&post->fifo);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static bool pre_load(void *opaque, Error **errp)
+{
+    CharPost *post = opaque;
+
+    if (!post->on) {
+        error_setg(errp, "Output waits in the incoming device, whose property "
+                   "'posted-writes' must be on here, too");
+        return false;
+    }
+    return true;
+}
+
+const VMStateDescription vmstate_char_post = {
+    .name = "char-post",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .pre_load_errp = pre_load,
+    .post_load = post_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT32(fifo.head, CharPost),
+        VMSTATE_UINT32(fifo.num, CharPost),
+        VMSTATE_BUFFER_POINTER_UNSAFE(fifo.data, CharPost, 0, CHAR_POST_BYTES),
+        VMSTATE_END_OF_LIST()
+    },
+};

@@ -1,0 +1,280 @@
+/*
+ * QTest: write-behind of pflash_cfi01
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The slow disk is blkdebug, which holds a write until it is told to go on.
+ */
+
+#include "qemu/osdep.h"
+#include "libqtest.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+
+#define FLASH_SIZE (4 * 1024 * 1024)
+#define FLASH_BASE (0x100000000ull - FLASH_SIZE)
+#define SECTOR 4096             /* of the pc machine's flash */
+
+typedef struct Test {
+    QTestState *qts;
+    char *path;
+    uint8_t *expected;
+} Test;
+
+#define BLKDEBUG "-blockdev blkdebug,node-name=slow,image=file"
+/* By virtual time, which stands still in a qtest; a drain overrides it */
+#define THROTTLE "-object throttle-group,id=tg,x-iops-total=1 " \
+                 "-blockdev throttle,node-name=slow,throttle-group=tg,file=file"
+
+static void test_start_on(Test *t, const char *property, const char *node)
+{
+    int fd = g_file_open_tmp("pflash-behind-XXXXXX", &t->path, NULL);
+
+    t->expected = g_malloc(FLASH_SIZE);
+    memset(t->expected, 0xff, FLASH_SIZE);
+    g_assert_cmpint(write(fd, t->expected, FLASH_SIZE), ==, FLASH_SIZE);
+    close(fd);
+    t->qts = qtest_initf("-blockdev file,node-name=file,filename=%s "
+                         "%s -device isa-debug-exit,iobase=0xf4 "
+                         "-machine pc,pflash0=slow -m 16 "
+                         "-global cfi.pflash01.write-behind=%s",
+                         t->path, node, property);
+}
+
+static void test_start(Test *t, const char *property)
+{
+    test_start_on(t, property, BLKDEBUG);
+}
+
+static void check_image(Test *t)
+{
+    g_autofree char *data = NULL;
+    size_t len;
+
+    g_assert_true(g_file_get_contents(t->path, &data, &len, NULL));
+    g_assert_cmpuint(len, ==, FLASH_SIZE);
+    g_assert_cmpint(memcmp(data, t->expected, len), ==, 0);
+}
+
+static void test_free(Test *t)
+{
+    unlink(t->path);
+    g_free(t->path);
+    g_free(t->expected);
+}
+
+static void test_end(Test *t)
+{
+    qtest_quit(t->qts);
+    check_image(t);
+    test_free(t);
+}
+
+static void qemu_io(Test *t, const char *command)
+{
+    g_free(qtest_hmp(t->qts, "qemu-io slow \"%s\"", command));
+}
+
+/* The next write of the image waits for release(). */
+static void hold(Test *t)
+{
+    qemu_io(t, "break pwritev A");
+}
+
+static void release(Test *t)
+{
+    qemu_io(t, "resume A");
+}
+
+static void program(Test *t, uint32_t offset, uint8_t value)
+{
+    qtest_writeb(t->qts, FLASH_BASE + offset, 0x40);
+    qtest_writeb(t->qts, FLASH_BASE + offset, value);
+    t->expected[offset] = value;
+}
+
+static void erase(Test *t, uint32_t offset)
+{
+    qtest_writeb(t->qts, FLASH_BASE + offset, 0x20);
+    qtest_writeb(t->qts, FLASH_BASE + offset, 0xd0);
+    memset(t->expected + offset, 0xff, SECTOR);
+}
+
+/* What the guest reads is what it wrote, image or not. */
+static void check_guest(Test *t, uint32_t offset, unsigned count)
+{
+    qtest_writeb(t->qts, FLASH_BASE, 0xff);
+    for (unsigned i = 0; i < count; i++) {
+        g_assert_cmphex(qtest_readb(t->qts, FLASH_BASE + offset + i), ==,
+                        t->expected[offset + i]);
+    }
+}
+
+static uint64_t stat_value(Test *t, const char *name)
+{
+    QDict *reply = qtest_qmp(t->qts,
+        "{'execute': 'query-stats', 'arguments': {'target': 'vm',"
+        " 'providers': [{'provider': 'hotpath', 'names': [%s]}]}}", name);
+    QDict *target = qobject_to(QDict, qlist_peek(qdict_get_qlist(reply,
+                                                                 "return")));
+    QDict *stat = qobject_to(QDict, qlist_peek(qdict_get_qlist(target,
+                                                               "stats")));
+    uint64_t value = qdict_get_uint(stat, "value");
+
+    qobject_unref(reply);
+    return value;
+}
+
+static void test_off(void)
+{
+    Test t;
+
+    test_start(&t, "off");
+    program(&t, 0, 0x12);
+    check_image(&t);
+    test_end(&t);
+}
+
+/* Without write-behind the first byte would hang. */
+static void test_goes_on(void)
+{
+    Test t;
+
+    test_start(&t, "on");
+    hold(&t);
+    for (int i = 0; i < 100; i++) {
+        program(&t, i * 7, i);
+    }
+    erase(&t, SECTOR);
+    program(&t, SECTOR + 1, 0x34);
+    check_guest(&t, 0, 700);
+    check_guest(&t, SECTOR, 16);
+    g_assert_cmpuint(stat_value(&t, "async-call-pflash-parked"), >, 1);
+    g_assert_cmpuint(stat_value(&t, "async-call-pflash-refused"), ==, 0);
+    release(&t);
+    test_end(&t);
+}
+
+/* A stop waits for the image, as it does for every write to a disk. */
+static void test_stop(void)
+{
+    Test t;
+
+    test_start(&t, "on");
+    for (int round = 0; round < 5; round++) {
+        hold(&t);
+        for (int i = 0; i < 20; i++) {
+            program(&t, i * 1000 + round, i + round);
+        }
+        release(&t);
+        qtest_qmp_assert_success(t.qts, "{'execute': 'stop'}");
+        check_image(&t);
+        qtest_qmp_assert_success(t.qts, "{'execute': 'cont'}");
+    }
+    test_end(&t);
+}
+
+static void test_reset(void)
+{
+    Test t;
+
+    test_start(&t, "on");
+    hold(&t);
+    program(&t, 5, 1);
+    program(&t, 5000, 2);
+    qtest_qmp_assert_success(t.qts, "{'execute': 'system_reset'}");
+    qtest_qmp_eventwait(t.qts, "RESET");
+    check_guest(&t, 5, 1);
+    check_guest(&t, 5000, 1);
+    release(&t);
+    test_end(&t);
+}
+
+/* A drain of the node, as for a snapshot, waits for what waits. */
+static void test_drain(void)
+{
+    Test t;
+
+    test_start(&t, "on");
+    for (int i = 0; i < 50; i++) {
+        program(&t, i * 3000, i);
+    }
+    qtest_qmp_assert_success(t.qts, "{'execute': 'blockdev-reopen',"
+                             " 'arguments': {'options': [{'driver':"
+                             " 'blkdebug', 'node-name': 'slow', 'image':"
+                             " 'file'}]}}");
+    check_image(&t);
+    test_end(&t);
+}
+
+/* Killed while the first of three is on its way: the others are not there. */
+static void test_order(void)
+{
+    g_autofree char *data = NULL;
+    Test t;
+
+    test_start(&t, "on");
+    hold(&t);
+    program(&t, 1000, 2);
+    program(&t, 9000, 3);
+    program(&t, 5000, 4);
+    check_guest(&t, 5000, 1);
+    /* exits at once, without closing anything */
+    qtest_set_expected_status(t.qts, 1);
+    qtest_qmp_send(t.qts, "{'execute': 'human-monitor-command', 'arguments':"
+                   " {'command-line': 'o /b 0xf4 0'}}");
+    qtest_wait_qemu(t.qts);
+    g_assert_true(g_file_get_contents(t.path, &data, NULL, NULL));
+    g_assert_cmphex((uint8_t)data[9000], ==, 0xff);
+    g_assert_cmphex((uint8_t)data[5000], ==, 0xff);
+    test_free(&t);
+}
+
+/* More than may wait: the vCPU waits until the disk goes on. */
+static void test_full(void)
+{
+    const int sectors = 300;    /* of 4 KiB, erased and programmed */
+    Test t;
+
+    test_start_on(&t, "on", THROTTLE);
+    for (int i = 0; i < sectors; i++) {
+        erase(&t, i * SECTOR);
+        program(&t, i * SECTOR, i);
+    }
+    g_assert_cmpuint(stat_value(&t, "async-call-pflash-refused"), ==, 1);
+    test_end(&t);
+}
+
+static void test_icount_refused(void)
+{
+    g_autofree char *command = g_strdup_printf(
+        "%s -machine pc,pflash0=n -display none -S -accel tcg "
+        "-icount shift=1 -blockdev null-co,node-name=n,size=%d,read-zeroes=on "
+        "-global cfi.pflash01.write-behind=on",
+        qtest_qemu_binary(NULL), FLASH_SIZE);
+    g_autofree char *err = NULL;
+    int status;
+
+    g_assert_true(g_spawn_command_line_sync(command, NULL, &err, &status,
+                                            NULL));
+    g_assert_cmpint(status, !=, 0);
+    g_assert_nonnull(strstr(err, "Property 'write-behind' of cfi.pflash01 is "
+                                 "on, but must be off with record/replay and "
+                                 "icount"));
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    qtest_add_func("/pflash-behind/off", test_off);
+    qtest_add_func("/pflash-behind/goes-on", test_goes_on);
+    qtest_add_func("/pflash-behind/stop", test_stop);
+    qtest_add_func("/pflash-behind/reset", test_reset);
+    qtest_add_func("/pflash-behind/drain", test_drain);
+    qtest_add_func("/pflash-behind/order", test_order);
+    qtest_add_func("/pflash-behind/full", test_full);
+    qtest_add_func("/pflash-behind/icount-refused", test_icount_refused);
+    return g_test_run();
+}

@@ -1,0 +1,66 @@
+/*
+ * A file server that does not answer: preloaded into QEMU by tests
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * SLOW_FSTAT=GATE: while the file GATE exists, fstat() of a file whose name
+ * ends in ".slow" does not return.  Each that waits adds a byte to
+ * GATE.waiting.
+ */
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int is_slow(int fd)
+{
+    char link[64], name[4096];
+    ssize_t len;
+
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    len = readlink(link, name, sizeof(name) - 1);
+    if (len < 5) {
+        return 0;
+    }
+    name[len] = 0;
+    return !strcmp(name + len - 5, ".slow");
+}
+
+static void wait_for_gate(const char *gate)
+{
+    char name[4096];
+    int fd;
+
+    if (access(gate, F_OK)) {
+        return;
+    }
+    snprintf(name, sizeof(name), "%s.waiting", gate);
+    fd = open(name, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    if (fd < 0 || write(fd, "x", 1) != 1) {
+        abort();
+    }
+    close(fd);
+    while (!access(gate, F_OK)) {
+        usleep(1000);
+    }
+}
+
+int fstat64(int fd, struct stat64 *buf)
+{
+    static int (*real)(int, struct stat64 *);
+    const char *gate = getenv("SLOW_FSTAT");
+
+    if (!real) {
+        real = dlsym(RTLD_NEXT, "fstat64");
+    }
+    if (gate && is_slow(fd)) {
+        wait_for_gate(gate);
+    }
+    return real(fd, buf);
+}
