@@ -29,6 +29,7 @@
 #include "qapi/qapi-commands-zpipe.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
+#include "qemu/main-loop.h"
 #include "system/hotpath-stats.h"
 #include "system/memory.h"
 #include "system/runstate.h"
@@ -40,6 +41,7 @@ typedef struct SharedBlock {
     void *host;
     size_t size;
     int region;                 /* of the present handle; < 0: not shared */
+    bool fresh;                 /* it is yet to be shared */
     QLIST_ENTRY(SharedBlock) next;
 } SharedBlock;
 
@@ -48,6 +50,7 @@ struct ZpipeVM {
     VMChangeStateEntry *vmstate;
     NotifierWithReturn migration, postcopy;
     RAMBlockNotifier ram;
+    QEMUBH *share;              /* NULL: share-ram=off */
     QLIST_HEAD(, SharedBlock) blocks;
     bool discard_disabled, warned;
     Error *cpr_blocker;
@@ -83,23 +86,45 @@ static int block_share(ZpipeVM *vm, SharedBlock *block)
     return 0;
 }
 
+static void share_fresh(void *opaque)
+{
+    ZpipeVM *vm = opaque;
+    SharedBlock *block, *next;
+    int ret;
+
+    QLIST_FOREACH_SAFE(block, &vm->blocks, next, next) {
+        if (!block->fresh) {
+            continue;
+        }
+        block->fresh = false;
+        ret = block_share(vm, block);
+        trace_zpipe_vm_ram_add(CHARDEV(vm->s)->label, block->host, block->size,
+                               ret);
+        if (ret < 0) {
+            QLIST_REMOVE(block, next);
+            g_free(block);
+        } else {
+            zpipe_chr_kick(vm->s);
+        }
+    }
+}
+
+/*
+ * A backend seals its memory against writing after this, since it has to map
+ * it before; and what is not sealed is shown to fewer peers.  So look later.
+ */
 static void block_add(RAMBlockNotifier *n, void *host, size_t size,
                       size_t max_size)
 {
     ZpipeVM *vm = container_of(n, ZpipeVM, ram);
     SharedBlock *block = g_new0(SharedBlock, 1);
-    int ret;
 
     block->host = host;
     block->size = size;
-    ret = block_share(vm, block);
-    trace_zpipe_vm_ram_add(CHARDEV(vm->s)->label, host, size, ret);
-    if (ret < 0) {
-        g_free(block);
-        return;
-    }
+    block->region = -1;
+    block->fresh = true;
     QLIST_INSERT_HEAD(&vm->blocks, block, next);
-    zpipe_chr_kick(vm->s);
+    qemu_bh_schedule(vm->share);
 }
 
 static void block_drop(ZpipeVM *vm, SharedBlock *block)
@@ -144,7 +169,7 @@ void zpipe_vm_new_handle(ZpipeChardev *s)
     SharedBlock *block;
 
     QLIST_FOREACH(block, &s->vm->blocks, next) {
-        if (block_share(s->vm, block) < 0) {
+        if (!block->fresh && block_share(s->vm, block) < 0) {
             block->region = -1;
         }
     }
@@ -172,6 +197,7 @@ static bool share_ram(ZpipeVM *vm, Error **errp)
     }
     vm->discard_disabled = true;
 
+    vm->share = qemu_bh_new(share_fresh, vm);
     vm->ram.ram_block_added = block_add;
     vm->ram.ram_block_removed = block_remove;
     vm->ram.ram_block_resized = block_resized;
@@ -192,6 +218,7 @@ static void vm_changed(void *opaque, bool running, RunState state)
     if (!running) {
         return;
     }
+    share_fresh(vm);
     if (s->share_ram && QLIST_EMPTY(&vm->blocks) && !vm->warned) {
         vm->warned = true;
         warn_report("chardev %s: share-ram=on, but the VM has no RAM to share;"
@@ -377,6 +404,7 @@ void zpipe_vm_detach(ZpipeChardev *s)
     if (vm->discard_disabled) {
         postcopy_remove_notifier(&vm->postcopy);
         ram_block_notifier_remove(&vm->ram);
+        qemu_bh_delete(vm->share);
         QLIST_FOREACH_SAFE(block, &vm->blocks, next, next) {
             block_drop(vm, block);
         }

@@ -381,6 +381,12 @@ class Unpatched(ZpipeTest):
             return self.peer(path, '--reconnect=20', output=output)
         return SocketPeer(path)
 
+    @staticmethod
+    def begun(kind, reader, file):
+        if kind == 'zpipe':
+            return os.fstat(file.fileno()).st_size > 0
+        return len(reader.data) > 0
+
     def move(self, source, target, uri):
         source.vm.cmd('migrate', uri=uri)
         while True:
@@ -407,9 +413,15 @@ class Unpatched(ZpipeTest):
             readers = [self.reader(kinds[0], paths[0], files[0])]
             if kinds[1] == 'socket':
                 readers.append(SocketPeer(paths[1]))
+            # a megabyte at a time: it takes longer than to move the guest
             source.tell('exec 4<>"$(port z0)"; sleep 1; '
-                        f'stream make {self.SIZE} 7 >&4; sleep 3')
-            time.sleep(2)
+                        f'stream make {self.SIZE} 7 | '
+                        f'for i in $(seq {self.SIZE // MIB}); do '
+                        'dd bs=1M count=1 iflag=fullblock 2>/dev/null; '
+                        'usleep 150000; done >&4; sleep 3')
+            while not self.begun(kinds[0], readers[0], files[0]):
+                source.check_time('stream begun')
+                time.sleep(0.05)
             self.move(source, target, uri)
             if kinds[1] == 'zpipe':
                 readers.append(self.reader(kinds[1], paths[1], files[1]))

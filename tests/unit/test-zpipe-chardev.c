@@ -483,6 +483,7 @@ static void test_left(void)
     wait_for(&f, f.opened == 4 && zpipe_state(f.peer) == ZPIPE_CONNECTED);
     g_assert_cmpint(f.closed, ==, 3);
     f.room = INT_MAX;
+    qemu_chr_fe_accept_input(&f.fe);
     g_assert_cmpint(zpipe_try_write(f.peer, "z", 1), ==, 1);
     zpipe_flush(f.peer);
     wait_for(&f, f.received->len == sizeof(data) + 1);
