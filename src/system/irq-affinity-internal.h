@@ -91,7 +91,8 @@ struct IRQAffinity {
     IRQClient *client;          /* NULL: without helper */
     IRQPolicy *engine;
     QEMUTimer *timer;
-    QEMUBH *rescan;
+    QEMUTimer *rescan;          /* armed: look at everything anew */
+    int64_t rescanned_ns;       /* when that was done last */
     GPtrArray *vcpus;           /* IRQFollowedVCPU or NULL, by index */
     uint64_t wake_ups;
     QTAILQ_HEAD(, IRQAffinityClient) clients;

@@ -5,11 +5,12 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Everything happens in the main loop under the BQL: a bottom half looks at
- * interrupts and routes anew after any of them changed; a timer samples vCPUs
+ * Everything happens in the main loop under the BQL: one timer looks at
+ * interrupts and routes anew, soon after any of them changed and not more
+ * often than every 20 ms, since a guest can change them; another samples vCPUs
  * that cannot be watched otherwise and runs what the policy has planned.
  * While no device is attached, or nothing is planned and no vCPU is sampled,
- * the timer is not armed.
+ * neither is armed.
  */
 
 #include "qemu/osdep.h"
@@ -21,6 +22,9 @@
 #include "system/hotpath-stats.h"
 #include "irq-affinity-internal.h"
 #include "trace.h"
+
+/* Least time between two looks at everything: the guest can ask for them */
+#define RESCAN_MIN_NS (20 * SCALE_MS)
 
 /* Longest time between two samples of a vCPU that sleeps */
 #define SAMPLE_MAX_NS (1000 * SCALE_MS)
@@ -42,6 +46,14 @@ const IRQAffinityList *irq_affinity_all(void)
 static int64_t now_ns(void)
 {
     return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+}
+
+static void rescan_soon(IRQAffinity *a)
+{
+    if (!timer_pending(a->rescan)) {
+        timer_mod_ns(a->rescan, MAX(now_ns(),
+                                    a->rescanned_ns + RESCAN_MIN_NS));
+    }
 }
 
 static const char *object_id(IRQAffinity *a)
@@ -130,7 +142,7 @@ static void refused(IRQAffinity *a, IRQFollowed *f, int cpu, int err)
                                          cpu, reason);
     tell_denied(a, err);
     if (reason == IRQ_AFFINITY_REFUSAL_GONE) {
-        qemu_bh_schedule(a->rescan);
+        rescan_soon(a);
     }
 }
 
@@ -413,7 +425,7 @@ static void read_logical(CPUState *cpu, run_on_cpu_data data)
     logical_read(cpu, dest);
     dest->logical_known = true;
     QTAILQ_FOREACH(a, &all, next) {
-        qemu_bh_schedule(a->rescan);
+        rescan_soon(a);
     }
 }
 
@@ -576,6 +588,7 @@ static void rescan_cb(void *opaque)
     IRQAffinityClient *c;
     g_autoptr(GArray) list = destinations();
 
+    a->rescanned_ns = now_ns();
     QTAILQ_FOREACH(c, &a->clients, next) {
         scan_client(c, list);
     }
@@ -594,7 +607,7 @@ void irq_affinity_changed(void)
     generation++;
     QTAILQ_FOREACH(a, &all, next) {
         if (!QTAILQ_EMPTY(&a->clients)) {
-            qemu_bh_schedule(a->rescan);
+            rescan_soon(a);
         }
     }
 }
@@ -821,7 +834,7 @@ bool irq_affinity_start(IRQAffinity *a, Error **errp)
         a->client = irq_client_new(a->helper, &client_ops, a);
     }
     a->timer = timer_new_ns(QEMU_CLOCK_REALTIME, timer_cb, a);
-    a->rescan = qemu_bh_new(rescan_cb, a);
+    a->rescan = timer_new_ns(QEMU_CLOCK_REALTIME, rescan_cb, a);
     a->vcpus = g_ptr_array_new_with_free_func(vcpu_free);
     QTAILQ_INSERT_TAIL(&all, a, next);
     hotpath_stats_register(&stats_group);
@@ -833,7 +846,7 @@ void irq_affinity_stop(IRQAffinity *a)
     QTAILQ_REMOVE(&all, a, next);
     g_ptr_array_free(a->vcpus, true);
     irq_client_free(a->client);
-    qemu_bh_delete(a->rescan);
+    timer_free(a->rescan);
     timer_free(a->timer);
     irq_policy_free(a->engine);
     irq_host_free(a->host);

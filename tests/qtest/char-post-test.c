@@ -238,7 +238,7 @@ static void test_quit(void)
     test_end(&t);
 }
 
-/* The reader goes away: what waits is lost, as it would be, and nothing hangs. */
+/* The reader goes away: what waits is lost, as without, and nothing hangs. */
 static void test_reader_gone(void)
 {
     Test t;

@@ -39,7 +39,8 @@ static void test_start_on(Test *t, const char *property, const char *node)
     t->qts = qtest_initf("-blockdev file,node-name=file,filename=%s "
                          "%s -device isa-debug-exit,iobase=0xf4 "
                          "-machine pc,pflash0=slow -m 16 "
-                         "-global cfi.pflash01.write-behind=%s",
+                         "-global driver=cfi.pflash01,"
+                         "property=write-behind,value=%s",
                          t->path, node, property);
 }
 
@@ -252,7 +253,7 @@ static void test_icount_refused(void)
     g_autofree char *command = g_strdup_printf(
         "%s -machine pc,pflash0=n -display none -S -accel tcg "
         "-icount shift=1 -blockdev null-co,node-name=n,size=%d,read-zeroes=on "
-        "-global cfi.pflash01.write-behind=on",
+        "-global driver=cfi.pflash01,property=write-behind,value=on",
         qtest_qemu_binary(NULL), FLASH_SIZE);
     g_autofree char *err = NULL;
     int status;
