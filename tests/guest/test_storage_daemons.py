@@ -1,0 +1,629 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""qemu-storage-controller by its protocol, without a virtual machine."""
+import json
+import os
+import random
+import resource
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from storage_daemons import Daemons, daemon_binary, write_provider
+
+MB = 1000000
+TEN = 10
+
+
+class DaemonTest(unittest.TestCase):
+
+    def setUp(self):
+        daemon_binary('qemu-storage-controller')
+        self.daemons = Daemons([])
+        self.addCleanup(self.daemons.close)
+        self.base = str(self.daemons.dir / 'pool')
+        program = str(write_provider(self.daemons.dir))
+        self.policy = {'provider': 'exec', 'command': [program],
+                       'chunk': MB, 'align': 512, 'max': 20 * MB,
+                       'timeout-ms': 3000}
+        self.daemons.configure([self.policy])
+        self.id = 0
+
+    def set(self, name, value):
+        Path(f'{self.base}.{name}').write_text(str(value))
+
+    def size(self):
+        path = Path(f'{self.base}.size')
+        return int(path.read_text()) if path.exists() else MB
+
+    def calls(self):
+        path = Path(f'{self.base}.log')
+        return ([json.loads(line) for line in path.read_text().splitlines()]
+                if path.exists() else [])
+
+    def request(self, number=None, attempt=1, **more):
+        if number is None:
+            self.id += 1
+            number = self.id
+        return {'type': 'request', 'vm': 'vm', 'path': self.base,
+                'instance': 'i', 'id': number, 'attempt': attempt,
+                'needed': 65536, 'rate': 0, 'cause': 'write', **more}
+
+
+class Controller(DaemonTest):
+
+    def test_grow(self):
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        answer = peer.ask(**self.request())
+        self.assertEqual((answer['type'], answer['result'], answer['id']),
+                         ('answer', 'grown', 1))
+        grown = self.size()
+        self.assertGreaterEqual(grown, 2 * MB)
+        self.assertLess(grown, 2 * MB + 512)
+        # the same again is answered, and not served
+        self.assertEqual(peer.ask(**self.request(1))['result'], 'grown')
+        self.assertEqual(self.size(), grown)
+        self.assertEqual(len(self.calls()), 1)
+        # another attempt is another growth
+        self.assertEqual(peer.ask(**self.request(1, 2))['result'], 'grown')
+        self.assertGreaterEqual(self.size(), 3 * MB)
+
+    def test_many_at_once(self):
+        """One growth at a time; the same question many times is one."""
+        self.set('delay', 0.05)
+        self.daemons.start_controller()
+        peers = [self.daemons.connect() for _ in range(4)]
+        for number in range(1, 4):
+            for peer in peers:
+                peer.send(**self.request(number))
+        for _ in range(3):
+            self.assertEqual(peers[-1].receive()['result'], 'grown')
+        targets = [call['target'] for call in self.calls()]
+        self.assertEqual(len(targets), 3)
+        self.assertEqual(targets, sorted(set(targets)))
+        growths = self.daemons.growths()
+        for before, after in zip(growths, growths[1:]):
+            self.assertEqual(before['target'], after['from'])
+
+    def test_cap(self):
+        self.set('size', 19 * MB + 500000)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        self.assertEqual(peer.ask(**self.request())['result'], 'grown')
+        self.assertLessEqual(self.size(), 20 * MB)
+        answer = peer.ask(**self.request())
+        self.assertEqual((answer['result'], answer['reason']),
+                         ('denied', 'the maximum is reached'))
+        self.assertEqual(peer.ask(**self.request(self.id))['result'],
+                         'denied')
+
+    def test_how_much(self):
+        """Chunk, percent, rate, need, alignment; nothing overflows."""
+        cases = (       # policy, size before, request, growth
+            ({'chunk': MB}, 5 * MB, {}, MB),
+            ({'chunk': MB, 'percent': 50}, 5 * MB, {}, 5 * MB // 2),
+            ({'chunk': 1, 'percent': 0}, 5 * MB, {'needed': 3 * MB},
+             3 * MB + 128 * 1024),
+            ({'chunk': MB, 'lead-ms': 2000}, 5 * MB, {'rate': MB}, 2 * MB),
+            # a rate is a guess: four times the chunk at most
+            ({'chunk': MB, 'lead-ms': 600000}, 5 * MB, {'rate': 1 << 62},
+             4 * MB),
+            ({'chunk': MB, 'max': 1 << 60}, 1 << 62, {}, None),
+            ({'chunk': MB}, 5 * MB, {'needed': (1 << 63) - 1}, None),
+            ({'chunk': 1 << 60, 'max': 1 << 60}, 5 * MB, {},
+             (1 << 60) - 5 * MB),
+        )
+        for policy, size, request, growth in cases:
+            with self.subTest(policy=policy, size=size, request=request):
+                self.daemons.configure([{**self.policy, 'percent': 0,
+                                         **policy}])
+                self.set('size', size)
+                self.daemons.start_controller()
+                answer = self.daemons.connect().ask(**self.request(**request))
+                if growth is None:
+                    self.assertEqual(answer['result'], 'denied')
+                    self.assertEqual(self.size(), size)
+                else:
+                    self.assertEqual(answer['result'], 'grown')
+                    self.assertLess(abs(self.size() - size - growth), 512)
+                self.daemons.kill(self.daemons.controller)
+
+    def test_no_policy(self):
+        self.daemons.configure([{**self.policy, 'vm': 'other-*'}])
+        self.daemons.start_controller()
+        answer = self.daemons.connect().ask(**self.request())
+        self.assertEqual((answer['result'], answer['reason']),
+                         ('denied', 'no policy matches'))
+
+    def test_in_vain(self):
+        """Storage that grows where the VM does not see it is not eaten up."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        results = [peer.ask(**self.request(1, attempt))['result']
+                   for attempt in range(1, 9)]
+        self.assertEqual(results, ['grown'] * 5 + ['denied'] * 3)
+
+    def test_bad_sizes(self):
+        for mode in ('zero', 'negative', 'garbage', 'fail', 'lie'):
+            with self.subTest(mode=mode):
+                self.set('mode', mode)
+                self.daemons.start_controller()
+                peer = self.daemons.connect()
+                before = self.size()
+                peer.send(**self.request())
+                if mode == 'zero':
+                    answer = peer.receive()
+                    self.assertEqual(answer['result'], 'denied')
+                    self.assertIn('not plausible', answer['reason'])
+                else:
+                    # it waits, says why, and goes on when that is over
+                    self.daemons.wait_listed('error')
+                    self.assertTrue(peer.silent())
+                    self.assertEqual(self.size(), before)
+                    self.set('mode', 'ok')
+                    self.assertEqual(peer.receive()['result'], 'grown')
+                    self.assertLess(self.size(), before + 2 * MB)
+                self.daemons.kill(self.daemons.controller)
+
+    def test_provider_hangs(self):
+        self.daemons.configure([{**self.policy, 'timeout-ms': 200}])
+        self.set('delay', 60)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        peer.send(**self.request())
+        self.daemons.wait_listed('it took too long')
+        self.assertTrue(peer.silent())
+        self.set('delay', 0)
+        self.assertEqual(peer.receive()['result'], 'grown')
+        self.assertEqual(len(self.calls()), 1)
+
+    def test_pause(self):
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        self.assertEqual(self.daemons.ctl('pause', 'vm')[0], 0)
+        peer.send(**self.request())
+        self.assertTrue(peer.silent())
+        self.assertIn('"paused"', self.daemons.ctl('list')[1])
+        self.assertEqual(self.daemons.ctl('continue', 'vm')[0], 0)
+        self.assertEqual(peer.receive()['result'], 'grown')
+        self.assertEqual(self.daemons.ctl('continue', 'vm')[0], 1)
+
+    def test_by_hand(self):
+        self.daemons.start_controller()
+        self.assertEqual(self.daemons.ctl('grow', 'vm', self.base, 3 * MB),
+                         (0, 'grown\n'))
+        self.assertGreaterEqual(self.size(), 4 * MB)
+        self.assertIn('by-hand', self.daemons.ctl('history')[1])
+        self.assertEqual(self.daemons.ctl('grow', 'vm')[0], 1)
+
+    def test_killed(self):
+        """Kill -9 at any time: each request is served once."""
+        seed = random.randrange(1 << 32)
+        rand = random.Random(seed)
+        print(f'seed {seed}')
+        self.daemons.configure([{**self.policy, 'max': 1000 * MB}])
+        self.daemons.start_controller()
+        for number in range(1, 41):
+            peer = self.daemons.connect()
+            peer.send(**self.request(number))
+            time.sleep(rand.random() * 0.12)
+            self.daemons.kill(self.daemons.controller)
+            peer.close()
+            self.daemons.start_controller()
+            peer = self.daemons.connect()
+            self.assertEqual(peer.ask(**self.request(number))['result'],
+                             'grown')
+            peer.close()
+        growths = self.daemons.growths()
+        self.assertEqual(len(growths), 40)
+        self.assertEqual(len({g['key'] for g in growths}), 40)
+        for before, after in zip(growths, growths[1:]):
+            self.assertEqual(before['target'], after['from'])
+        self.assertEqual(self.size(), growths[-1]['target'])
+
+    def test_journal_is_torn(self):
+        """Cut at every byte of its last records, it is read."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for _ in range(3):
+            peer.ask(**self.request())
+        self.daemons.kill(self.daemons.controller)
+        whole = self.daemons.journal.read_bytes()
+        size = self.size()
+        start = whole[:-1].rfind(b'\n', 0, whole[:-1].rfind(b'\n')) + 1
+        for cut in range(start, len(whole), 7):
+            self.daemons.journal.write_bytes(whole[:cut])
+            self.set('size', size)
+            self.daemons.start_controller()
+            self.assertEqual(
+                self.daemons.connect().ask(**self.request(1))['result'],
+                'grown')
+            self.daemons.kill(self.daemons.controller)
+
+    def test_journal_is_damaged(self):
+        """... but damage in its middle is not passed over."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for _ in range(3):
+            peer.ask(**self.request())
+        self.daemons.kill(self.daemons.controller)
+        data = bytearray(self.daemons.journal.read_bytes())
+        data[20] ^= 1
+        self.daemons.journal.write_bytes(data)
+        done = subprocess.run(
+            [daemon_binary('qemu-storage-controller'), '-l',
+             f'unix:{self.daemons.socket}', '-c', self.daemons.config, '-j',
+             self.daemons.journal], text=True, timeout=20,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('the record at byte 0 is damaged', done.stderr)
+
+    def test_journal_is_full(self):
+        """Nothing grows that cannot be written down."""
+        self.daemons.journal.symlink_to('/dev/full')
+        done = subprocess.run(
+            [daemon_binary('qemu-storage-controller'), '-l',
+             f'unix:{self.daemons.socket}', '-c', self.daemons.config, '-j',
+             self.daemons.journal], text=True, timeout=20,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.daemons.journal.unlink()
+
+        # a limit on the size of files stands for a full disk
+        self.daemons.start_controller()
+        pid = self.daemons.controller.pid
+        peer = self.daemons.connect()
+        self.assertEqual(peer.ask(**self.request())['result'], 'grown')
+        length = self.daemons.journal.stat().st_size
+        limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE,
+                         (length + TEN, limits[1]))
+        size = self.size()
+        peer.send(**self.request())
+        self.daemons.wait_listed('Journal')
+        self.assertTrue(peer.silent())
+        self.assertEqual(self.size(), size)
+        self.assertEqual(self.daemons.journal.stat().st_size, length)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+        self.assertEqual(peer.receive()['result'], 'grown')
+
+    def test_two_controllers(self):
+        self.daemons.start_controller()
+        done = subprocess.run(
+            [daemon_binary('qemu-storage-controller'), '-l',
+             f'unix:{self.daemons.dir}/other', '-c', self.daemons.config,
+             '-j', self.daemons.journal], text=True, timeout=20,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('it is in use', done.stderr)
+
+    def test_bad_configuration(self):
+        for text, why in (
+                ('{', 'Configuration'),
+                ('[]', '{"policies": [...]}'),
+                ('{"policies": [{"provider": "tape", "max": 1}]}', "'tape'"),
+                ('{"policies": [{"provider": "loop"}]}', "'max' is missing"),
+                ('{"policies": [{"provider": "loop", "max": -1}]}',
+                 "'max' must be a number from 1"),
+                ('{"policies": [{"provider": "loop", "max": 1e30}]}',
+                 "'max' must be"),
+                ('{"policies": [{"provider": "loop", "max": 9, "chnk": 1}]}',
+                 "no member 'chnk'"),
+                ('{"policies": [{"provider": "exec", "max": 9, '
+                 '"command": ["true"]}]}', 'an absolute path'),
+                ('{"policies": [{"provider": "loop", "max": 9, "align": 0}]}',
+                 "'align' must be a number from 512")):
+            with self.subTest(text=text):
+                self.daemons.config.write_text(text)
+                done = subprocess.run(
+                    [daemon_binary('qemu-storage-controller'), '-l',
+                     f'unix:{self.daemons.socket}', '-c', self.daemons.config,
+                     '-j', self.daemons.journal], text=True, timeout=20,
+                    stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(why, done.stderr)
+
+    def stand_in(self, name, text):
+        """Put a program in front of the real one, for the controller."""
+        folder = self.daemons.dir / 'bin'
+        folder.mkdir(exist_ok=True)
+        path = folder / name
+        path.write_text('#!/bin/sh\n' + text)
+        path.chmod(0o755)
+        old = os.environ['PATH']
+        os.environ['PATH'] = f'{folder}:{old}'
+        self.addCleanup(os.environ.__setitem__, 'PATH', old)
+
+    def test_lvm_command(self):
+        """What is said to LVM, to a stand-in for it."""
+        self.set('size', 5 * MB)
+        self.stand_in('lvs', f'echo "$@" >{self.base}.lvs\n'
+                      f'echo "  $(cat {self.base}.size)"\n')
+        self.stand_in('lvextend', f'echo "$@" >{self.base}.lvextend\n'
+                      f'echo "${{2%b}}" >{self.base}.size\n')
+        self.daemons.configure([{'provider': 'lvm', 'chunk': MB,
+                                 'max': 20 * MB, 'align': 512}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        answer = peer.ask(**self.request(path='/dev/vg/lv'))
+        self.assertEqual(answer['result'], 'grown')
+        self.assertGreaterEqual(self.size(), 6 * MB)
+        self.assertEqual(Path(f'{self.base}.lvextend').read_text(),
+                         f'-L {self.size()}b -- /dev/vg/lv\n')
+        self.assertIn('-o lv_size -- /dev/vg/lv',
+                      Path(f'{self.base}.lvs').read_text())
+
+    def test_rbd_command(self):
+        """What is said to rbd, to a stand-in for it."""
+        self.set('size', 5 * MB)
+        self.stand_in('rbd', f"""
+            if [ "$1" = info ]; then
+                echo '{{"name": "i", "size": '$(cat {self.base}.size)'}}'
+            else
+                echo "$@" >{self.base}.resize
+                size=${{4%B}}
+                echo $size >{self.base}.size
+            fi
+            """)
+        self.daemons.configure([{'provider': 'rbd', 'resource': 'pool/image',
+                                 'chunk': MB, 'max': 20 * MB, 'align': 512}])
+        self.daemons.start_controller()
+        answer = self.daemons.connect().ask(**self.request(path=''))
+        self.assertEqual(answer['result'], 'grown')
+        self.assertEqual(Path(f'{self.base}.resize').read_text(),
+                         f'resize --no-progress --size {self.size()}B '
+                         'pool/image\n')
+
+    def test_file(self):
+        path = self.daemons.dir / 'sparse'
+        path.write_bytes(b'data')
+        self.daemons.configure([{'provider': 'file', 'chunk': MB,
+                                 'max': 20 * MB}])
+        self.daemons.start_controller()
+        answer = self.daemons.connect().ask(**self.request(path=str(path)))
+        self.assertEqual(answer['result'], 'grown')
+        self.assertEqual(path.stat().st_size, 1 << 20)
+        self.assertEqual(path.read_bytes()[:4], b'data')
+
+    def test_tls(self):
+        """With certificates of one CA they talk, else not."""
+        folder = self.daemons.dir
+
+        def openssl(*words):
+            done = subprocess.run(['openssl', *map(str, words)], timeout=60,
+                                  stdout=subprocess.PIPE, text=True,
+                                  stderr=subprocess.STDOUT, cwd=folder)
+            self.assertEqual(done.returncode, 0, done.stdout)
+
+        def certificate(name, ca):
+            openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days',
+                    '9', '-keyout', f'{ca}.key', '-out', f'{ca}.pem', '-subj',
+                    f'/CN={ca}') if not (folder / f'{ca}.pem').exists() \
+                else None
+            openssl('req', '-newkey', 'rsa:2048', '-nodes', '-keyout',
+                    f'{name}.key', '-out', f'{name}.csr', '-subj',
+                    f'/CN={name}')
+            (folder / 'ext').write_text('subjectAltName=IP:127.0.0.1\n')
+            openssl('x509', '-req', '-in', f'{name}.csr', '-CA', f'{ca}.pem',
+                    '-CAkey', f'{ca}.key', '-CAcreateserial', '-days', '9',
+                    '-out', f'{name}.crt', '-extfile', 'ext')
+            (folder / f'{name}.both').write_text(
+                (folder / f'{name}.crt').read_text()
+                + (folder / f'{name}.key').read_text())
+
+        if not shutil.which('openssl'):
+            self.skipTest('openssl not found')
+        certificate('server', 'ca')
+        certificate('client', 'ca')
+        certificate('stranger', 'other')
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            port = probe.getsockname()[1]
+        address = f'tls:127.0.0.1:{port}'
+        self.daemons.controller = self.daemons._start(
+            daemon_binary('qemu-storage-controller'), '-l', address, '-c',
+            self.daemons.config, '-j', self.daemons.journal, '--tls-ca',
+            folder / 'ca.pem', '--tls-certificate', folder / 'server.both')
+
+        def ctl(ca, name):
+            done = subprocess.run(
+                [daemon_binary('qemu-storage-ctl'), '-C', address, '--tls-ca',
+                 folder / f'{ca}.pem', '--tls-certificate',
+                 folder / f'{name}.both', 'grow', 'vm', self.base], text=True,
+                timeout=30, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            if 'no TLS here' in done.stdout:
+                self.skipTest('GLib has no TLS (package glib-networking)')
+            return done.returncode, done.stdout
+
+        end = time.monotonic() + 10
+        while ctl('ca', 'client') != (0, 'grown\n'):
+            self.assertLess(time.monotonic(), end, ctl('ca', 'client'))
+        self.assertEqual(ctl('ca', 'stranger')[0], 1)
+        self.assertEqual(ctl('other', 'client')[0], 1)
+        self.assertEqual(ctl('ca', 'client')[0], 0)
+        with socket.create_connection(('127.0.0.1', port)) as plain:
+            plain.sendall(b'{"type": "history"}\n')
+            plain.settimeout(10)
+            try:
+                self.assertNotIn(b'reply', plain.recv(4096))
+            except ConnectionResetError:
+                pass
+
+    def test_hostile(self):
+        """Whatever a peer sends, others are served."""
+        seed = random.randrange(1 << 32)
+        rand = random.Random(seed)
+        print(f'seed {seed}')
+        self.daemons.start_controller()
+        good = json.dumps(self.request(99)).encode()
+        words = [b'{', b'}', b'[', b']', b'"', b':', b',', b'\\u0000',
+                 b'1e999',
+                 b'-1', b'null', b'true', b'"type"', b'"request"', b'\xff',
+                 b'\0', b'9223372036854775808', b'"id"', b'"list"']
+        cases = [b'[' * 100000 + b'\n', b'{"a":' * 50000 + b'\n',
+                 b'x' * (2 << 20), b'"' + b'\\u1234' * 100000 + b'"\n',
+                 b'{"type":"request"}\n', b'{"type":5}\n', b'[]\n', b'\n\n\n',
+                 b'{"type":"history","limit":-1}\n',
+                 b'{"type":"history","limit":1e300}\n',
+                 b'{"type":"grow","vm":"vm","path":"/p","bytes":-1}\n']
+        end = time.monotonic() + float(os.environ.get('FUZZ_SECONDS', '5'))
+        count = 0
+        while time.monotonic() < end or cases:
+            if cases:
+                data = cases.pop()
+            elif rand.random() < 0.5:
+                data = bytearray(good)
+                for _ in range(rand.randrange(1, 6)):
+                    data[rand.randrange(len(data))] = rand.randrange(256)
+                data = bytes(data) + b'\n'
+            else:
+                data = b''.join(rand.choices(words,
+                                             k=rand.randrange(1, 40))) + b'\n'
+            peer = self.daemons.connect()
+            try:
+                peer.sock.sendall(data)
+            except OSError:
+                pass
+            peer.close()
+            count += 1
+        self.assertIsNone(self.daemons.controller.poll())
+        print(f'{count} cases')
+        self.assertEqual(
+            self.daemons.connect().ask(**self.request(1))['result'], 'grown')
+
+
+class QmpPeer:
+    """What an agent connects to: requests storage, and notes the answers."""
+
+    def __init__(self, path, requests):
+        self.requests, self.answers = requests, []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(8)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                conn, _ = self.listener.accept()
+            except OSError:
+                return
+            with conn, conn.makefile('rwb', 0) as file:
+                try:
+                    file.write(b'{"QMP": {"version": {}}}\r\n')
+                    for line in file:
+                        file.write(json.dumps(self.reply(json.loads(line)))
+                                   .encode() + b'\r\n')
+                except OSError:
+                    pass
+
+    def reply(self, command):
+        value = {}
+        if command['execute'] == 'query-block-space-requests':
+            value = self.requests
+        elif command['execute'] == 'block-space-resolve':
+            self.answers.append(command['arguments'])
+            value = {'outcome': 'grown'}
+        return {'return': value, 'id': command['id']}
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+class Agent(DaemonTest):
+    """qemu-storage-agent by QMP, with the real controller."""
+
+    def qmp(self, name, requests):
+        peer = QmpPeer(self.daemons.qmp / f'{name}.qmp', requests)
+        self.addCleanup(peer.close)
+        return peer
+
+    def space_request(self, number=1, **more):
+        return {'id': number, 'instance': 'abc', 'node-name': 'n',
+                'driver': 'file', 'filename': self.base, 'cause': 'write',
+                'state': 'open', 'offset': 0, 'bytes': 512, 'needed': 512,
+                'size': 0, 'rate': 0, 'attempt': 1, 'held': 1,
+                'stopped': False, 'age-ms': 0, **more}
+
+    def wait_answers(self, peer, wanted):
+        end = time.monotonic() + 20
+        while peer.answers[:len(wanted)] != wanted:
+            self.assertLess(time.monotonic(), end, peer.answers)
+            time.sleep(0.02)
+
+    def test_answers(self):
+        peer = self.qmp('one', [self.space_request(7)])
+        denied = self.qmp('two', [self.space_request(8, state='denied')])
+        self.daemons.start_controller()
+        self.daemons.start_agent()
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+        # the agent is killed: it is told once more, and nothing grows
+        self.daemons.kill(self.daemons.agent)
+        self.daemons.start_agent()
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}] * 2)
+        self.assertEqual(len(self.calls()), 1)
+        self.assertEqual(denied.answers, [])
+
+    def test_controller_comes_late(self):
+        peer = self.qmp('one', [self.space_request(7)])
+        self.daemons.start_agent()
+        time.sleep(0.5)
+        self.daemons.start_controller()
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+
+    def test_hostile_machines(self):
+        """A machine that sends nonsense does not keep others from storage."""
+        hostile = [
+            b'', b'\n' * 1000, b'{"QMP": 5}\n' * 50, b'[[[[\n', b'\0\n',
+            b'{"event": "BLOCK_SPACE_REQUEST"}\n',
+            b'{"event": "BLOCK_SPACE_REQUEST", "data": []}\n',
+            b'{"event": "BLOCK_SPACE_REQUEST", "data": {"id": "x", "instance"'
+            b': 5, "state": "open"}}\n',
+            b'{"event": "BLOCK_SPACE_REQUEST", "data": {"id": -1, "instance"'
+            b': "a/b", "state": "open", "needed": 1e99}}\n',
+            b'{"return": [5, null, "x"], "id": "query"}\n',
+            b'{"return": 5, "id": "resolve 1 1"}\n',
+            b'{"id": "capabilities", "return": {}}\n' * 3,
+            b'x' * (2 << 20)]
+        listeners = []
+        for i, data in enumerate(hostile):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(self.daemons.qmp / f'bad{i}.qmp'))
+            listener.listen(8)
+            listeners.append(listener)
+            threading.Thread(target=self.send_nonsense, daemon=True,
+                             args=(listener, data)).start()
+        self.daemons.start_controller()
+        self.daemons.start_agent()
+        time.sleep(2)
+        peer = self.qmp('good', [self.space_request(7)])
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+        self.assertIsNone(self.daemons.agent.poll())
+        self.assertIsNone(self.daemons.controller.poll())
+        for listener in listeners:
+            listener.close()
+
+    @staticmethod
+    def send_nonsense(listener, data):
+        while True:
+            try:
+                conn, _ = listener.accept()
+                with conn:
+                    conn.sendall(b'{"QMP": {}}\n' + data)
+                    conn.settimeout(1)
+                    conn.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                if listener.fileno() < 0:
+                    return
+
+
+if __name__ == '__main__':
+    unittest.main()

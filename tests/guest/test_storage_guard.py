@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""space-guard in a virtual machine, on storage that really runs out."""
+import random
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+from hotpath_paths import use_qemu_python
+from storage_vm import (CLUSTER_SECTORS, DISK, KIB, MIB, Loop, StorageVm, Tmpfs,
+                        check_image, guarded, make_image, need_root)
+
+START = 2 * MIB
+QUIET_S = 0.4           # longer than anything that could resume a VM
+
+
+class GuardTest(unittest.TestCase):
+    kind = Tmpfs
+
+    def setUp(self):
+        need_root()
+        self.storage = self.kind(START)
+        self.addCleanup(self.storage.close)
+        make_image(self.storage)
+
+    def vm(self, name='vm', args=(), device=DISK, **options):
+        return StorageVm(name, guarded(self.storage, **options) + tuple(args),
+                         device)
+
+    def check(self, vm):
+        """End the machine; all it wrote must be in the image."""
+        vm.vm.shutdown()
+        check_image(self, self.storage, vm.written)
+
+    def assert_stays(self, vm, state):
+        end = time.monotonic() + QUIET_S
+        while time.monotonic() < end:
+            self.assertEqual(vm.state(), state)
+            time.sleep(0.02)
+
+
+class OnTmpfs(GuardTest):
+
+    def test_stop(self):
+        with self.vm() as vm:
+            vm.fill()
+            vm.wait_state('io-error')
+            request = vm.request()
+            self.assertEqual((request['cause'], request['state'],
+                              request['stopped'], request['attempt']),
+                             ('write', 'open', True, 1))
+            self.assertTrue(request['qom-path'].endswith('/disk0'))
+            self.assertEqual(request['filename'], str(self.storage.path))
+
+            # an answer that is not true changes nothing
+            self.assertEqual(vm.resolve(), 'not-grown')
+            self.assert_stays(vm, 'io-error')
+            self.assertEqual(vm.request()['attempt'], 2)
+
+            self.storage.grow(4 * MIB)
+            self.assert_stays(vm, 'io-error')
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_state('running')
+            vm.wait_written()
+            self.assertEqual(vm.requests(), [])
+            self.assertEqual({disk['io-status'] for disk in
+                              vm.cmd('query-block')}, {'ok'})
+            stats = vm.stats()
+            self.assertEqual((stats['requests'], stats['grown'],
+                              stats['not-grown'], stats['resumed']),
+                             (1, 1, 1, 1))
+            self.check(vm)
+
+    def test_hold(self):
+        with self.vm(policy='hold') as vm:
+            following = vm.fill()
+            self.assertEqual(vm.request()['held'], 1)
+            self.assert_stays(vm, 'running')
+            self.storage.grow(4 * MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_written()
+            vm.start_write(following * CLUSTER_SECTORS, 7)
+            vm.wait_written()
+            self.assertEqual(vm.stats()['failed'], 0)
+            self.check(vm)
+
+    def test_hold_expires(self):
+        with self.vm(policy='hold', max_hold_ms=100) as vm:
+            vm.fill()
+            vm.wait_state('io-error')
+            self.storage.grow(4 * MIB)
+            vm.resolve()
+            vm.wait_state('running')
+            vm.wait_written()
+            self.assertEqual(vm.stats()['expired'], 1)
+            self.check(vm)
+
+    def test_denied(self):
+        with self.vm(policy='hold') as vm:
+            vm.fill()
+            self.assertEqual(vm.resolve('denied'), 'denied')
+            vm.wait_state('io-error')
+            self.assertEqual(vm.request()['state'], 'denied')
+            self.assert_stays(vm, 'io-error')
+            self.storage.grow(4 * MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_state('running')
+            vm.wait_written()
+            self.check(vm)
+
+    def test_user_pause_stays(self):
+        """A VM that its user stops, before or after the error, stays so."""
+        for late in (True, False):
+            with self.subTest(late=late), \
+                 self.vm(policy='stop' if late else 'hold') as vm:
+                following = vm.fill()
+                if late:
+                    vm.wait_state('io-error')
+                vm.cmd('stop')
+                state = 'io-error' if late else 'paused'
+                self.storage.grow(MIB)
+                self.assertEqual(vm.resolve(), 'grown')
+                self.assert_stays(vm, state)
+                vm.cmd('cont')
+                vm.wait_state('running')
+                vm.wait_written()
+                # and that is forgotten afterwards
+                vm.fill(following)
+                vm.request()
+                self.storage.grow(MIB)
+                vm.resolve()
+                vm.wait_written()
+                self.check(vm)
+            make_image(self.storage)
+
+    def test_five_stops_are_seen(self):
+        with self.vm() as vm:
+            vm.fill()
+            for _ in range(4):
+                vm.wait_state('io-error')
+                vm.cmd('cont')
+                vm.wait(lambda: vm.state() == 'io-error' or vm.requests(),
+                        'it stops again')
+            vm.wait_state('io-error')
+            vm.wait(lambda: vm.request()['attempt'] == 5, 'five attempts')
+            seen = [event['data']['attempt'] for event in
+                    vm.vm.get_qmp_events(wait=False)
+                    if event['event'] == 'BLOCK_SPACE_REQUEST']
+            self.assertEqual(seen, [1, 2, 3, 4, 5])
+            self.storage.grow(4 * MIB)
+            vm.resolve()
+            vm.wait_written()
+            self.check(vm)
+
+    def test_answer_races_the_stop(self):
+        seed = random.randrange(1 << 32)
+        rand = random.Random(seed)
+        print(f'seed {seed}')
+        with self.vm(policy='hold', max_hold_ms=5) as vm:
+            following = 0
+            for _ in range(30):
+                following = vm.fill(following)
+                self.storage.grow(256 * KIB)
+                time.sleep(rand.random() * 0.01)
+                if vm.requests():
+                    vm.resolve()
+                vm.wait_written()
+                vm.wait_state('running')
+            self.check(vm)
+
+    def test_while_holding(self):
+        """What drains does not wait, and nothing is lost."""
+        def snapshot(vm):
+            with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+                vm.cmd('blockdev-snapshot-sync', {
+                    'node-name': 'disk', 'snapshot-file': f'{folder}/s',
+                    'snapshot-node-name': 'over', 'format': 'qcow2'})
+                vm.wait_state('io-error')
+                self.storage.grow(MIB)
+                vm.resolve()
+                vm.wait_written()
+                vm.forget()             # is in the overlay
+                vm.vm.shutdown()
+
+        def stop(vm):
+            vm.cmd('stop')
+            self.assertEqual(vm.state(), 'paused')
+            self.storage.grow(MIB)
+            vm.resolve()
+            vm.cmd('cont')
+            vm.wait_written()
+
+        def reset(vm):
+            vm.cmd('system_reset')
+            vm.wait(lambda: vm.stats()['drained'], 'the write is given back')
+            vm.forget()                 # as the guest would expect
+            self.storage.grow(MIB)
+            if vm.requests():
+                vm.resolve()
+            vm.wait_state('running')
+
+        def leave(vm):
+            vm.forget()
+            vm.cmd('quit')
+            vm.vm.wait(timeout=10)
+
+        for act in (stop, snapshot, reset, leave):
+            with self.subTest(act=act.__name__), \
+                 self.vm(policy='hold', max_hold_ms=25000) as vm:
+                vm.fill()
+                self.assertEqual(vm.request()['held'], 1)
+                start = time.monotonic()
+                act(vm)
+                self.assertLess(time.monotonic() - start, 20, 'it waited')
+                self.check(vm)
+            make_image(self.storage)
+
+    def test_device_is_unplugged(self):
+        """... while a write of an export is held."""
+        with self.vm(policy='hold', max_hold_ms=25000, device=None) as vm:
+            vm.cmd('device_add', driver='virtio-blk-pci', drive='disk',
+                   id='plugged')
+            vm.cmd('human-monitor-command', {'command-line':
+                   'qemu-io -d /machine/peripheral/plugged/virtio-backend '
+                   f'"aio_write -q 0 {START}"'})
+            self.assertEqual(vm.request()['held'] > 0, True)
+            start = time.monotonic()
+            vm.cmd('device_del', id='plugged')
+            vm.cmd('system_reset')      # the guest lets go of it
+            vm.wait(lambda: not any(
+                x['type'] == 'child<virtio-blk-pci>' for x in
+                vm.cmd('qom-list', path='/machine/peripheral')),
+                'the device goes')
+            vm.wait(lambda: vm.try_cmd('blockdev-del', {'node-name': 'disk'}),
+                    'the disk is free')
+            vm.cmd('blockdev-del', {'node-name': 'guard'})
+            self.assertLess(time.monotonic() - start, 20, 'it waited')
+            self.assertEqual(vm.requests(), [])
+
+    def migrate(self, source, target, address):
+        source.cmd('migrate', uri=address)
+        source.wait(lambda: source.cmd('query-migrate')['status'] in
+                    ('completed', 'failed'), 'the migration ends')
+        return source.cmd('query-migrate')['status']
+
+    def test_migrate(self):
+        """An open request goes along, however the write was treated."""
+        for policy, paused in (('stop', False), ('stop', True),
+                               ('hold', False)):
+            with self.subTest(policy=policy, paused=paused), \
+                 tempfile.TemporaryDirectory(dir='/tmp') as folder, \
+                 self.vm('source', policy=policy) as source, \
+                 self.vm('target', ('-incoming', f'unix:{folder}/m'),
+                         policy=policy) as target:
+                source.fill()
+                if policy == 'stop':
+                    source.wait_state('io-error')
+                    self.assertEqual(source.resolve(), 'not-grown')
+                if paused:
+                    source.cmd('stop')
+                status = self.migrate(source, target, f'unix:{folder}/m')
+                self.assertEqual(status, 'completed')
+                source.vm.shutdown(hard=True)
+                target.take_over(source)
+                request = target.request()
+                self.assertEqual(request['cause'], 'write')
+                self.assertTrue(request['qom-path'].endswith('/disk0'))
+                if policy == 'stop':
+                    self.assertEqual(request['attempt'], 2)
+                    self.assertEqual(target.state(), 'io-error')
+                self.storage.grow(MIB)
+                self.assertEqual(target.resolve(), 'grown')
+                if paused:
+                    self.assert_stays(target, 'io-error')
+                    target.cmd('cont')
+                target.wait_state('running')
+                target.wait_written()
+                self.check(target)
+            make_image(self.storage)
+
+    def test_migrate_grown_meanwhile(self):
+        """There is room when the VM arrives: it goes on without asking."""
+        with tempfile.TemporaryDirectory(dir='/tmp') as folder, \
+             self.vm('source') as source, \
+             self.vm('target', ('-incoming', f'unix:{folder}/m')) as target:
+            source.fill()
+            source.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(self.migrate(source, target,
+                                          f'unix:{folder}/m'), 'completed')
+            source.vm.shutdown(hard=True)
+            target.take_over(source)
+            target.wait_state('running')
+            target.wait_written()
+            self.assertEqual(target.requests(), [])
+            self.check(target)
+
+    def test_low_water(self):
+        with self.vm(low_water=MIB) as vm:
+            following = 0
+            while not vm.requests():
+                vm.start_write(following * CLUSTER_SECTORS, 9)
+                vm.wait_written()
+                following += 1
+                time.sleep(0.02)
+            self.assertEqual(vm.request()['cause'], 'low-water')
+            self.assertEqual(vm.state(), 'running')
+            self.storage.grow(4 * MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            self.assertEqual(vm.stats()['failed'], 0)
+            self.check(vm)
+
+    def test_other_errors(self):
+        """EIO is not ENOSPC."""
+        args = ('-blockdev', f'driver=file,node-name=data,'
+                f'filename={self.storage.path}',
+                '-blockdev', 'driver=blkdebug,node-name=bad,image=data,'
+                'inject-error.0.event=pwritev,inject-error.0.errno=5,'
+                'inject-error.0.once=on,inject-error.0.state=1',
+                '-blockdev', 'driver=space-guard,node-name=guard,file=bad,'
+                'policy=hold',
+                '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
+        with StorageVm('eio', args, f'{DISK},werror=stop') as vm:
+            vm.start_write(0, 1)
+            vm.wait_state('io-error')
+            self.assertEqual(vm.requests(), [])
+            self.assert_stays(vm, 'io-error')
+            vm.cmd('cont')
+            vm.wait_written()
+            self.check(vm)
+
+    def test_other_disk_has_an_error(self):
+        """Storage that has grown does not resume a VM that EIO stopped."""
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+            other = Path(folder, 'other')
+            other.write_bytes(bytes(MIB))
+            args = ('-blockdev', f'driver=file,node-name=odata,'
+                    f'filename={other}',
+                    '-blockdev', 'driver=blkdebug,node-name=bad,image=odata,'
+                    'inject-error.0.event=pwritev,inject-error.0.errno=5',
+                    '-device', 'ide-hd,drive=bad,bus=ide.0,unit=1,id=other,'
+                    'werror=stop')
+            with self.vm('two', args) as vm:
+                vm.fill()
+                vm.wait_state('io-error')
+                vm.cmd('cont')
+                vm.wait_state('io-error')
+                # the same controller cannot do both at once: let the disk's
+                # write finish, then fail the other disk's
+                self.storage.grow(MIB)
+                self.assertEqual(vm.resolve(), 'grown')
+                vm.wait_written()
+                vm.out('b', 0x1f6, 0xf0)
+                vm.out('b', 0x1f2, 1)
+                for i in range(3):
+                    vm.out('b', 0x1f3 + i, 0)
+                vm.out('b', 0x1f7, 0x30)
+                for _ in range(128):
+                    vm.out('l', 0x1f0, 0)
+                vm.wait_state('io-error')
+                self.assert_stays(vm, 'io-error')
+
+    def test_old_error(self):
+        """An error that was dealt with does not count later."""
+        args = ('-blockdev', f'driver=file,node-name=data,'
+                f'filename={self.storage.path}',
+                '-blockdev', 'driver=blkdebug,node-name=bad,image=data,'
+                'inject-error.0.event=pwritev,inject-error.0.errno=5,'
+                'inject-error.0.once=on',
+                '-blockdev', 'driver=space-guard,node-name=guard,file=bad',
+                '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
+        with StorageVm('old', args, f'{DISK},werror=stop') as vm:
+            vm.start_write(0, 1)
+            vm.wait_state('io-error')
+            vm.cmd('cont')
+            vm.wait_written()
+            vm.fill(1)
+            vm.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_state('running')
+            vm.wait_written()
+            self.check(vm)
+
+    def test_hmp(self):
+        with self.vm() as vm:
+            def hmp(line):
+                return vm.cmd('human-monitor-command', {'command-line': line})
+            self.assertIn('No storage', hmp('info block-space-requests'))
+            vm.fill()
+            vm.wait_state('io-error')
+            said = hmp('info block-space-requests')
+            self.assertIn('write, open, attempt 1', said)
+            number = said.split(':')[0]
+            self.assertIn('not-grown',
+                          hmp(f'block_space_resolve {number} grown'))
+            self.assertIn('Error', hmp(f'block_space_resolve {number} maybe'))
+            self.assertIn('Error', hmp('block_space_resolve 99 grown'))
+
+    def refused(self, *args):
+        use_qemu_python()
+        from hotpath_paths import qemu_binary
+        done = subprocess.run(
+            [str(qemu_binary()), '-machine', 'pc', '-accel', 'qtest',
+             '-nodefaults', '-nographic', *args], text=True, timeout=20,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        return done.stdout
+
+    def test_error_policies_are_refused(self):
+        for werror in ('report', 'ignore'):
+            said = self.refused(*guarded(self.storage), '-device',
+                                f'ide-hd,drive=disk,werror={werror}')
+            self.assertIn(f"werror={werror} cannot be used with the "
+                          "space-guard node 'guard', it must be", said)
+
+    def test_above_the_format_is_refused(self):
+        said = self.refused(
+            '-blockdev', f'driver=file,node-name=data,'
+            f'filename={self.storage.path}',
+            '-blockdev', 'driver=qcow2,node-name=disk,file=data',
+            '-blockdev', 'driver=space-guard,node-name=guard,file=disk')
+        self.assertIn("not above node 'disk' (driver 'qcow2')", said)
+
+
+class OnLoop(GuardTest):
+    kind = Loop
+
+    test_stop = OnTmpfs.test_stop
+    test_hold = OnTmpfs.test_hold
+    test_answer_races_the_stop = OnTmpfs.test_answer_races_the_stop
+    test_migrate = OnTmpfs.test_migrate
+    migrate = OnTmpfs.migrate
+    test_low_water = OnTmpfs.test_low_water
+    refused = OnTmpfs.refused
+
+    def test_raw_is_refused(self):
+        args = ('-blockdev', 'driver=host_device,node-name=data,'
+                f'filename={self.storage.path}',
+                '-blockdev', 'driver=space-guard,node-name=disk,file=data')
+        said = self.refused(*args, '-device', 'ide-hd,drive=disk')
+        self.assertIn("space-guard node 'disk' has nothing to do: a raw disk",
+                      said)
+
+
+
+
+if __name__ == '__main__':
+    unittest.main()

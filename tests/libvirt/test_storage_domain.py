@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A libvirt domain whose storage runs out and grows."""
+import random
+import subprocess
+import time
+import unittest
+
+from libvirtd import LibvirtTest
+from storage_daemons import Daemons, daemon_binary
+from storage_vm import MIB, Loop, Tmpfs, make_image, need_root
+from test_storage_growth import (SCRIPT, START, Killer, GUEST_MIB, policy,
+                                 wanted_sum)
+
+SETTLE_S = 0.5
+TMPFS_TESTS = 4
+
+
+class StorageDomain(LibvirtTest):
+
+    @classmethod
+    def setUpClass(cls):
+        need_root()
+        said = subprocess.run(
+            [daemon_binary('qemu-storage-agent'), '-L', 'none:///', '-C',
+             'none'], text=True, timeout=20, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+        if 'built without libvirt' in said:
+            raise unittest.SkipTest(said.strip())
+        # libvirtd has a mount namespace of its own, and sees what is mounted
+        # before it starts
+        cls.mounted = []
+        for _ in range(TMPFS_TESTS):
+            cls.mounted.append(Tmpfs(START))
+            cls.addClassCleanup(cls.mounted[-1].close)
+        super().setUpClass()
+
+    def make(self, kind, held):
+        if kind is Tmpfs:
+            self.storage = self.mounted.pop()
+        else:
+            self.storage = kind(START)
+            self.addCleanup(self.storage.close)
+        make_image(self.storage)
+        self.daemons = Daemons([policy(self.storage, chunk=MIB,
+                                       vm='hotpath-*')])
+        self.addCleanup(self.daemons.close)
+
+        def edit(text):
+            if kind is Loop:
+                text = text.replace("disk type='file'", "disk type='block'")
+                text = text.replace("source file='@DISK@'",
+                                    "source dev='@DISK@'")
+            return text.replace('@DISK@', str(self.storage.path)).replace(
+                '@POLICY@', 'hold' if held else 'stop')
+        return self.domain('storage-growth', SCRIPT, edit=edit)
+
+    def follow(self):
+        """Start a controller, and an agent that follows libvirt."""
+        self.daemons.start_controller()
+        self.start_agent()
+
+    def start_agent(self):
+        self.daemons.agent = self.daemons._start(
+            daemon_binary('qemu-storage-agent'), '-L', self.daemon.uri, '-C',
+            f'unix:{self.daemons.socket}')
+
+    def check(self, domain):
+        results = domain.wait(lambda r: 'sum' in r or 'DONE' in r, 'sum', 240)
+        self.assertIn('sum', results)
+        self.assertEqual(results['sum'].split()[0], wanted_sum())
+        growths = self.daemons.growths()
+        self.assertGreater(len(growths), GUEST_MIB // 2)
+        self.assertEqual(len({g['key'] for g in growths}), len(growths))
+        self.assertEqual({g['vm'] for g in growths}, {domain.name})
+        print(f'{len(growths)} growths')
+
+    def run_domain(self, kind, held):
+        domain = self.make(kind, held)
+        self.follow()
+        domain.start()
+        self.check(domain)
+
+    def test_tmpfs_stop(self):
+        self.run_domain(Tmpfs, False)
+
+    def test_tmpfs_hold(self):
+        self.run_domain(Tmpfs, True)
+
+    def test_loop_stop(self):
+        self.run_domain(Loop, False)
+
+    def test_loop_hold(self):
+        self.run_domain(Loop, True)
+
+    def test_paused_and_resumed(self):
+        """libvirt sees the pause and its reason, and the end of it."""
+        domain = self.make(Tmpfs, False)
+        domain.start()
+        end = time.monotonic() + 120
+        while domain.state() != 'paused':
+            self.assertLess(time.monotonic(), end, domain.state())
+            time.sleep(0.2)
+        self.assertIn('I/O error', self.daemon.virsh(
+            'domstate', '--reason', domain.name))
+        self.assertIn('no space', self.daemon.virsh('domblkerror',
+                                                    domain.name))
+        request, = self.daemon.qmp(domain.name, 'query-block-space-requests')
+        self.assertIn('ua-guarded', request['qom-path'])
+        time.sleep(SETTLE_S)
+        self.assertEqual(domain.state(), 'paused')
+        self.follow()
+        self.check(domain)
+        self.assertEqual(self.daemon.virsh('domblkerror', domain.name),
+                         'No errors found')
+
+    def test_killed(self):
+        """Kill -9 of the agent and the controller all the time."""
+        domain = self.make(Tmpfs, True)
+        self.follow()
+        self.daemons.start_agent = self.start_agent
+        killer = Killer(self.daemons, random.randrange(1 << 32))
+        domain.start()
+        killer.start()
+        try:
+            self.check(domain)
+        finally:
+            killer.end()
+        print(f'{killer.kills} times kill -9')
+
+
+if __name__ == '__main__':
+    unittest.main()
