@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""query-block-deadline-ms and posted-writes, from a libvirt domain."""
+import shutil
+import tempfile
+import unittest
+from pathlib import Path
+
+from libvirtd import LibvirtTest, VirshError
+from guest import need_machine_property
+
+MIB = 1024 * 1024
+
+SCRIPT = '''
+n=0
+while :; do
+    n=$((n + 1))
+    result round $n
+    sleep 0.1
+done
+'''
+
+
+class SecondStack(LibvirtTest):
+
+    def setUp(self):
+        need_machine_property('query-block-deadline-ms')
+        self.path = Path(tempfile.mkdtemp(prefix='hotss-', dir='/tmp'))
+        self.addCleanup(shutil.rmtree, self.path, ignore_errors=True)
+        self.disk = self.path / 'disk.raw'
+        with open(self.disk, 'wb') as image:
+            image.write(b'x' * MIB)
+            image.truncate(8 * MIB)
+
+    def make(self, edit=lambda text: text):
+        return self.domain(
+            'second-stack', SCRIPT, edit=lambda text: edit(
+                text.replace('@DISK@', str(self.disk))
+                    .replace('@LOG@', str(self.path / 'log'))))
+
+    def counters(self, domain):
+        groups = self.daemon.qmp(domain.name, 'query-stats', target='vm',
+                                 providers=[{'provider': 'hotpath'}])
+        return {stat['name']: stat['value'] for group in groups
+                for stat in group['stats']}
+
+    def test_life(self):
+        """What libvirt asks of disks goes the new way, and is right."""
+        domain = self.make()
+        domain.start()
+        domain.wait(lambda r: int(r.get('round', 0)) > 2, 'round 2')
+        text = self.daemon.virsh('domblkinfo', domain.name, 'vda')
+        found = dict(line.split(':') for line in text.split('\n')
+                     if ':' in line)
+        self.assertEqual(int(found['Capacity']), 8 * MIB, text)
+        self.daemon.virsh('domstats', '--block', domain.name)
+        self.assertTrue(self.daemon.qmp(domain.name, 'query-block'))
+        counters = self.counters(domain)
+        self.assertGreater(counters['async-call-query-block-parked']
+                           + counters['async-call-query-block-inlined'], 0)
+        self.assertEqual(counters['async-call-sizes-left-out'], 0)
+        self.assertEqual(counters['async-call-query-block-timed-out'], 0)
+        self.daemon.virsh('destroy', domain.name)
+        self.assertEqual(domain.state(), 'shut off')
+
+    def test_bad_value(self):
+        domain = self.make(lambda text: text.replace(
+            'deadline-ms=2000', 'deadline-ms=3600001'))
+        with self.assertRaises(VirshError) as caught:
+            domain.start()
+        self.assertIn("'query-block-deadline-ms' is 3600001, but must be from "
+                      '0 to 3600000', str(caught.exception))
+        self.assertEqual(domain.state(), 'shut off')
+
+
+if __name__ == '__main__':
+    unittest.main()
