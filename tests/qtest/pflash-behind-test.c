@@ -37,8 +37,7 @@ static void test_start_on(Test *t, const char *property, const char *node)
     g_assert_cmpint(write(fd, t->expected, FLASH_SIZE), ==, FLASH_SIZE);
     close(fd);
     t->qts = qtest_initf("-blockdev file,node-name=file,filename=%s "
-                         "%s -device isa-debug-exit,iobase=0xf4 "
-                         "-machine pc,pflash0=slow -m 16 "
+                         "%s -machine pc,pflash0=slow -m 16 "
                          "-global driver=cfi.pflash01,"
                          "property=write-behind,value=%s",
                          t->path, node, property);
@@ -73,9 +72,14 @@ static void test_end(Test *t)
     test_free(t);
 }
 
+/* To the chip's own back end: a new one would wait for what is held. */
 static void qemu_io(Test *t, const char *command)
 {
-    g_free(qtest_hmp(t->qts, "qemu-io slow \"%s\"", command));
+    g_autofree char *reply = qtest_hmp(t->qts, "qemu-io -d "
+                                       "/machine/system.flash0 \"%s\"",
+                                       command);
+
+    g_assert_cmpstr(reply, ==, "");
 }
 
 /* The next write of the image waits for release(). */
@@ -210,7 +214,10 @@ static void test_drain(void)
     test_end(&t);
 }
 
-/* Killed while the first of three is on its way: the others are not there. */
+/*
+ * What a crash would leave while the first of three is on its way: the others
+ * are not in the image before it.
+ */
 static void test_order(void)
 {
     g_autofree char *data = NULL;
@@ -222,15 +229,12 @@ static void test_order(void)
     program(&t, 9000, 3);
     program(&t, 5000, 4);
     check_guest(&t, 5000, 1);
-    /* exits at once, without closing anything */
-    qtest_set_expected_status(t.qts, 1);
-    qtest_qmp_send(t.qts, "{'execute': 'human-monitor-command', 'arguments':"
-                   " {'command-line': 'o /b 0xf4 0'}}");
-    qtest_wait_qemu(t.qts);
     g_assert_true(g_file_get_contents(t.path, &data, NULL, NULL));
+    g_assert_cmphex((uint8_t)data[1000], ==, 0xff);
     g_assert_cmphex((uint8_t)data[9000], ==, 0xff);
     g_assert_cmphex((uint8_t)data[5000], ==, 0xff);
-    test_free(&t);
+    release(&t);
+    test_end(&t);
 }
 
 /* More than may wait: the vCPU waits until the disk goes on. */
