@@ -70,6 +70,9 @@ static gboolean reader_has_room(void *do_not_use, GIOCondition cond,
     }
     trace_char_post_empty();
     post->watch = 0;
+    if (post->emptied) {
+        post->emptied(post);
+    }
     return G_SOURCE_REMOVE;
 }
 
@@ -115,6 +118,27 @@ bool char_post_realize(CharPost *post, CharFrontend *fe, const char *type,
     post->vm_state = qemu_add_vm_change_state_handler(vm_state_changed, post);
     async_call_show_site(&post_site);
     return true;
+}
+
+void char_post_unrealize(CharPost *post)
+{
+    if (!post->vm_state) {
+        return;
+    }
+    if (post->watch) {
+        g_source_remove(post->watch);
+        post->watch = 0;
+    }
+    qemu_del_vm_change_state_handler(post->vm_state);
+    post->vm_state = NULL;
+    fifo8_destroy(&post->fifo);
+}
+
+bool char_post_is_full(CharPost *post, size_t len)
+{
+    /* more than ever has room is written as it would be without us */
+    return post->on && !fifo8_is_empty(&post->fifo) &&
+           len > fifo8_num_free(&post->fifo);
 }
 
 /* Returns how many bytes went, or all if they are lost as they would be. */

@@ -21,6 +21,7 @@
  * struct CharPost: output of a device that its reader has not taken yet
  * @on: the device's property ``posted-writes``
  * @fifo: what waits; state of the device
+ * @emptied: called when nothing waits any more, or NULL; by the device
  *
  * Protected by the BQL.  Zero is a valid state: off.
  */
@@ -28,6 +29,7 @@ typedef struct CharPost {
     bool on;
     CharFrontend *fe;
     Fifo8 fifo;
+    void (*emptied)(struct CharPost *post);
     guint watch;
     VMChangeStateEntry *vm_state;
 } CharPost;
@@ -43,6 +45,24 @@ typedef struct CharPost {
  */
 bool char_post_realize(CharPost *post, CharFrontend *fe, const char *type,
                        Error **errp);
+
+/**
+ * char_post_unrealize: drop what waits, of a device that is unplugged
+ * @post: on or off
+ */
+void char_post_unrealize(CharPost *post);
+
+/**
+ * char_post_is_full: would a write wait?
+ * @post: on or off
+ * @len: bytes to be written
+ *
+ * For devices that can tell their guest to come again.  When @emptied is called
+ * it is false.  Always false when @post is off.
+ *
+ * Returns: true if char_post_write() would wait for what waits already.
+ */
+bool char_post_is_full(CharPost *post, size_t len);
 
 /**
  * char_post_write: in place of qemu_chr_fe_write_all()
