@@ -204,7 +204,9 @@ static void fill_done(void *opaque, int ret)
     int n = r->job;
 
     r->job = -1;
-    if (ret == -ECANCELED) {
+    if (r->chunks[n].state != ONDEMAND_STATE_QUEUED) {
+        /* a dump has done without us what there was to do */
+    } else if (ret == -ECANCELED) {
         set_state(r, n, ONDEMAND_STATE_COLD);
     } else if (ret) {
         backing_failed(r, n, ret);
@@ -338,11 +340,17 @@ static void force_all(OndemandMap *map, OndemandForce why)
     }
 }
 
-/* End the work, and have everything trap, until @stopping is taken back. */
-static void quiesce(OndemandRegion *r)
+/* End the work; no new one begins until @stopping is taken back. */
+static void end_job(OndemandRegion *r)
 {
     qatomic_set(&r->stopping, true);
     AIO_WAIT_WHILE_UNLOCKED(NULL, r->job >= 0);
+}
+
+/* End the work, and have everything trap, until @stopping is taken back. */
+static void quiesce(OndemandRegion *r)
+{
+    end_job(r);
     memory_region_transaction_begin();
     for (unsigned n = 0; n < r->nr_chunks; n++) {
         ondemand_chunk_unmap(&r->map, &r->chunks[n].chunk);
@@ -621,6 +629,20 @@ static int region_pre_save(void *opaque)
     return 0;
 }
 
+/*
+ * The thread of the pool does not stop with the VM: it would fill granules when
+ * the RAM has been sent, but the state at the end has not.  No other
+ * chunk is filled while a migration runs.
+ */
+static int region_pre_save_early(void *opaque)
+{
+    OndemandRegion *r = opaque;
+
+    end_job(r);
+    qatomic_set(&r->stopping, false);
+    return region_pre_save(opaque);
+}
+
 /* Policy with the threshold 0: all chunks are hot. */
 static void map_at_once(OndemandRegion *r)
 {
@@ -667,7 +689,6 @@ static int region_post_load_last(void *opaque, int version_id)
 #define REGION_FIELDS                                                       \
     .version_id = 1,                                                        \
     .minimum_version_id = 1,                                                \
-    .pre_save = region_pre_save,                                            \
     .pre_load = region_pre_load,                                            \
     .fields = (const VMStateField[]) {                                      \
         VMSTATE_UINT64_EQUAL(size, OndemandRegion,                          \
@@ -682,12 +703,14 @@ static const VMStateDescription vmstate_region_early = {
     .name = "ondemand-region-early",
     .priority = MIG_PRI_VIRTIO_MEM,
     .early_setup = true,
+    .pre_save = region_pre_save_early,
     .post_load = region_post_load,
     REGION_FIELDS
 };
 
 static const VMStateDescription vmstate_region = {
     .name = "ondemand-region",
+    .pre_save = region_pre_save,
     .post_load = region_post_load_last,
     REGION_FIELDS
 };

@@ -1024,6 +1024,47 @@ static void test_migration_cancelled(void)
     mem_end(m);
 }
 
+/* Each granule of a file of this size says which one it is */
+#define BIG_SIZE (256 * MiB)
+
+static void write_big_file(const char *name)
+{
+    int fd = open(name, O_WRONLY | O_TRUNC);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(ftruncate(fd, BIG_SIZE), ==, 0);
+    for (uint64_t at = 0; at < BIG_SIZE; at += GRANULE) {
+        uint64_t value = cpu_to_le64(at + 1);
+
+        g_assert_cmpint(pwrite(fd, &value, 8, at), ==, 8);
+    }
+    close(fd);
+}
+
+/* A chunk is being filled from before a migration until after its end. */
+static void test_migration_filling(void)
+{
+    const char *policy = "granule=4k,chunks=1,threshold=2";
+    Mem *m = mem_new();
+    QTestState *to;
+
+    write_big_file(m->file);
+    m->qts = start_qemu(m, policy, "", NULL);
+    set_bar(m->qts, SLOT, WINDOW);
+    to = start_destination(m, policy, "");
+    migrate_speed(m->qts, 10 * GiB);
+    touch(m->qts, ADDRESS(0), 3);
+    begin_migration(m, to);
+    wait_migration(m->qts, "completed");
+    qtest_qmp_eventwait(to, "RESUME");
+    qtest_quit(m->qts);
+    m->qts = to;
+    for (uint64_t at = 0; at < BIG_SIZE; at += GRANULE) {
+        g_assert_cmphex(qtest_readq(to, ADDRESS(at)), ==, at + 1);
+    }
+    mem_end(m);
+}
+
 static bool userfaultfd_works(void)
 {
     int fd = uffd_open(O_CLOEXEC);
@@ -1240,6 +1281,7 @@ int main(int argc, char **argv)
                         test_migration);
     qtest_add_func("ondemand-mem/migration/cancelled",
                    test_migration_cancelled);
+    qtest_add_func("ondemand-mem/migration/filling", test_migration_filling);
     qtest_add_func("ondemand-mem/migration/postcopy", test_postcopy);
     qtest_add_func("ondemand-mem/migration/refused", test_refused);
     qtest_add_func("ondemand-mem/bad-input", test_bad_input);
