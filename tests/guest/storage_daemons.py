@@ -164,6 +164,18 @@ class Daemons:
         """The journal's records of a kind."""
         return [r for r in self.records() if r['what'] == what]
 
+    def wait_ended(self):
+        """Wait until the journal knows the end of each growth.
+
+        The answer comes before.  A controller that is killed in between makes
+        sure of the size again, which a test may have changed by then.
+        """
+        end = time.monotonic() + WAIT_S
+        while len(self.growths('end')) < len(self.growths()):
+            if time.monotonic() > end:
+                raise AssertionError('a growth does not end')
+            time.sleep(0.01)
+
     def close(self):
         """End everything."""
         for peer in self.peers:

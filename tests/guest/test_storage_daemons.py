@@ -140,6 +140,7 @@ class Controller(DaemonTest):
                 else:
                     self.assertEqual(answer['result'], 'grown')
                     self.assertLess(abs(self.size() - size - growth), 512)
+                    self.daemons.wait_ended()
                 self.daemons.kill(self.daemons.controller)
 
     def test_no_policy(self):
@@ -719,6 +720,50 @@ class Agent(DaemonTest):
         self.assertIsNone(self.daemons.controller.poll())
         for listener in listeners:
             listener.close()
+
+    def test_fuzzed_machine(self):
+        """... nor does one whose answers are broken at random."""
+        seed = random.randrange(1 << 32)
+        rand = random.Random(seed)
+        print(f'seed {seed}')
+        good = b''.join(json.dumps(x).encode() + b'\n' for x in (
+            {'QMP': {'version': {}}},
+            {'return': {}, 'id': 'capabilities'},
+            {'return': [self.space_request(3)], 'id': 'query'},
+            {'event': 'BLOCK_SPACE_REQUEST', 'data': self.space_request(4)},
+            {'return': {'outcome': 'grown'}, 'id': 'resolve 3 1'},
+            {'error': {'class': 'x', 'desc': 'y'}, 'id': 'resolve 4 1'}))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.daemons.qmp / 'bad.qmp'))
+        listener.listen(8)
+        listener.settimeout(10)
+        self.daemons.configure([{**self.policy, 'max': 1 << 50}])
+        self.daemons.start_controller()
+        self.daemons.start_agent()
+        end = time.monotonic() + float(os.environ.get('FUZZ_SECONDS', '5'))
+        count = 0
+        while time.monotonic() < end:
+            conn, _ = listener.accept()     # fails if the agent has ended
+            with conn:
+                for _ in range(200):
+                    data = bytearray(good)
+                    for _ in range(rand.randrange(1, 4)):
+                        at = rand.randrange(len(data))
+                        if rand.random() < 0.7:
+                            data[at] = rand.choice(b'"{}[]:,0-9\\e.ax\n')
+                        else:
+                            del data[at:at + rand.randrange(1, 20)]
+                    try:
+                        conn.sendall(data)
+                    except OSError:
+                        break
+                    count += 1
+        listener.close()
+        print(f'{count} cases')
+        peer = self.qmp('good', [self.space_request(7)])
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+        self.assertIsNone(self.daemons.agent.poll())
+        self.assertIsNone(self.daemons.controller.poll())
 
     @staticmethod
     def send_nonsense(listener, data):

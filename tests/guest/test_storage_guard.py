@@ -452,6 +452,10 @@ class OnTmpfs(GuardTest):
             self.assertIn(f"werror={werror} cannot be used with the "
                           "space-guard node 'guard', it must be", said)
 
+    def test_size_of_a_file_is_refused(self):
+        said = self.refused(*guarded(self.storage, verify='size'))
+        self.assertIn("'verify' of space-guard is 'size'", said)
+
     def test_above_the_format_is_refused(self):
         said = self.refused(
             '-blockdev', f'driver=file,node-name=data,'
@@ -479,8 +483,6 @@ class OnLoop(GuardTest):
         said = self.refused(*args, '-device', 'ide-hd,drive=disk')
         self.assertIn("space-guard node 'disk' has nothing to do: a raw disk",
                       said)
-
-
 
 
 if __name__ == '__main__':
