@@ -399,8 +399,14 @@ class Controller(DaemonTest):
         peer.send(**self.request(done + 1))
         self.daemons.wait_listed('Journal')
         self.assertEqual(self.size(), size)
+        # nor is there a denial that cannot be written down
+        in_vain = self.daemons.connect()
+        in_vain.send(**self.request(done + 2, attempt=99))
+        self.daemons.wait_listed('/99')
+        self.assertTrue(in_vain.silent(1))
         ballast.unlink()
         self.assertEqual(peer.receive()['result'], 'grown')
+        self.assertEqual(in_vain.receive()['result'], 'denied')
         self.assertEqual(len(self.daemons.growths()), done + 1)
 
     def test_two_controllers(self):

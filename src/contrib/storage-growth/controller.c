@@ -66,6 +66,7 @@ struct SgController {
 };
 
 static void task_start(Task *t);
+static void task_decide(Task *t);
 
 static void task_free(Task *t)
 {
@@ -131,7 +132,11 @@ static gboolean task_again(gpointer opaque)
     Task *t = opaque;
 
     t->timer = 0;
-    task_start(t);
+    if (t->resource) {
+        task_start(t);
+    } else {
+        task_decide(t);           /* it is to be denied */
+    }
     return G_SOURCE_REMOVE;
 }
 
