@@ -576,6 +576,9 @@ class Controller(DaemonTest):
         seed = random.randrange(1 << 32)
         rand = random.Random(seed)
         print(f'seed {seed}')
+        # one resource, or the provider would write to broken paths
+        self.daemons.configure([{**self.policy, 'max': 1 << 50,
+                                 'resource': self.base}])
         self.daemons.start_controller()
         good = json.dumps(self.request(99)).encode()
         words = [b'{', b'}', b'[', b']', b'"', b':', b',', b'\\u0000',
@@ -743,7 +746,8 @@ class Agent(DaemonTest):
         listener.bind(str(self.daemons.qmp / 'bad.qmp'))
         listener.listen(8)
         listener.settimeout(10)
-        self.daemons.configure([{**self.policy, 'max': 1 << 50}])
+        self.daemons.configure([{**self.policy, 'max': 1 << 50,
+                                 'resource': self.base}])
         self.daemons.start_controller()
         self.daemons.start_agent()
         end = time.monotonic() + float(os.environ.get('FUZZ_SECONDS', '5'))
