@@ -34,7 +34,11 @@ class Peer:
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(WAIT_S)
-        self.sock.connect(str(path))
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
         self.file = self.sock.makefile('rwb')
 
     def send(self, **message):
@@ -159,6 +163,18 @@ class Daemons:
     def growths(self, what='begin'):
         """The journal's records of a kind."""
         return [r for r in self.records() if r['what'] == what]
+
+    def wait_ended(self):
+        """Wait until the journal knows the end of each growth.
+
+        The answer comes before.  A controller that is killed in between makes
+        sure of the size again, which a test may have changed by then.
+        """
+        end = time.monotonic() + WAIT_S
+        while len(self.growths('end')) < len(self.growths()):
+            if time.monotonic() > end:
+                raise AssertionError('a growth does not end')
+            time.sleep(0.01)
 
     def close(self):
         """End everything."""

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -13,9 +14,18 @@ import unittest
 from pathlib import Path
 
 from storage_daemons import Daemons, daemon_binary, write_provider
+from storage_vm import KIB, Tmpfs, need_root
 
 MB = 1000000
 TEN = 10
+
+
+def is_gone(pid):
+    """Whether a process has ended; it may still have to be waited for."""
+    try:
+        return ') Z ' in Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return True
 
 
 class DaemonTest(unittest.TestCase):
@@ -130,6 +140,7 @@ class Controller(DaemonTest):
                 else:
                     self.assertEqual(answer['result'], 'grown')
                     self.assertLess(abs(self.size() - size - growth), 512)
+                    self.daemons.wait_ended()
                 self.daemons.kill(self.daemons.controller)
 
     def test_no_policy(self):
@@ -181,6 +192,65 @@ class Controller(DaemonTest):
         self.assertEqual(peer.receive()['result'], 'grown')
         self.assertEqual(len(self.calls()), 1)
 
+    def test_provider_leaves_children(self):
+        """What a late provider has started is killed, or not waited for."""
+        for escape in ('', 'setsid '):
+            with self.subTest(escape=escape):
+                pid = self.daemons.dir / 'pid'
+                pid.unlink(missing_ok=True)
+                script = self.daemons.dir / 'script'
+                script.write_text(
+                    f'#!/bin/sh\n[ -e {self.base}.stuck ] || exec '
+                    f'{self.policy["command"][0]}\n'
+                    f"{escape}sh -c 'echo $$ >{pid}; exec sleep 60' &\n"
+                    'wait\nsleep 60\n')
+                script.chmod(0o755)
+                self.daemons.configure([{**self.policy, 'timeout-ms': 500,
+                                         'command': [str(script)]}])
+                self.set('stuck', '')
+                self.daemons.start_controller()
+                peer = self.daemons.connect()
+                peer.send(**self.request())
+                self.daemons.wait_listed('it took too long')
+                child = int(pid.read_text())
+                Path(f'{self.base}.stuck').unlink()
+                self.assertEqual(peer.receive()['result'], 'grown')
+                if escape:
+                    os.kill(child, signal.SIGKILL)
+                else:
+                    self.assertTrue(is_gone(child), 'a child runs on')
+                self.daemons.kill(self.daemons.controller)
+
+    def test_denials_are_bounded(self):
+        """A machine that asks all the time does not fill the journal."""
+        self.daemons.configure([{**self.policy, 'vm': 'other'}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, 1501):
+            self.assertEqual(peer.ask(**self.request(number))['result'],
+                             'denied')
+        self.assertEqual(len(self.daemons.growths('deny')), 1000)
+
+    def test_finished_by_its_policy(self):
+        """What had begun is finished, whatever the patterns look like."""
+        name = f'{self.base}-of-vm'
+        mine = {**self.policy, 'path': name, 'resource': self.base}
+        self.daemons.configure([{**mine, 'vm': 'other', 'provider': 'file'},
+                                mine])
+        self.set('delay', 60)
+        self.daemons.start_controller()
+        self.set('delay', 0.5)
+        self.daemons.connect().send(**self.request(1, path=name))
+        self.daemons.wait_listed('growing')
+        self.daemons.kill(self.daemons.controller)
+        self.set('delay', 0)
+        self.daemons.start_controller()
+        self.assertEqual(
+            self.daemons.connect().ask(**self.request(1, path=name))['result'],
+            'grown')
+        begun, = self.daemons.growths()
+        self.assertEqual(self.size(), begun['target'])
+
     def test_pause(self):
         self.daemons.start_controller()
         peer = self.daemons.connect()
@@ -226,7 +296,7 @@ class Controller(DaemonTest):
         self.assertEqual(self.size(), growths[-1]['target'])
 
     def test_journal_is_torn(self):
-        """Cut at every byte of its last records, it is read."""
+        """Cut somewhere in its last records, it is read."""
         self.daemons.start_controller()
         peer = self.daemons.connect()
         for _ in range(3):
@@ -290,6 +360,54 @@ class Controller(DaemonTest):
         self.assertEqual(self.daemons.journal.stat().st_size, length)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
         self.assertEqual(peer.receive()['result'], 'grown')
+
+    def test_disk_of_journal_is_full(self):
+        """... nor when the file system is full; and it goes on by itself."""
+        need_root()
+        disk = Tmpfs(64 * KIB)
+        self.addCleanup(disk.close)
+        self.daemons.journal = disk.dir / 'journal'
+        self.daemons.configure([{**self.policy, 'max': 10000 * MB}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        ballast = disk.dir / 'ballast'
+        with open(ballast, 'wb', 0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+        done = 0
+        peer.sock.settimeout(1)
+        while True:             # until the journal's last page is full
+            peer.send(**self.request())
+            try:
+                self.assertEqual(peer.receive()['result'], 'grown')
+            except TimeoutError:
+                break
+            done += 1
+        self.daemons.wait_listed('Journal')
+        size = self.size()
+        self.assertEqual(len(self.daemons.growths()), done)
+        # killed, it still knows what it did, and what it did not
+        self.daemons.kill(self.daemons.controller)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, done + 1):
+            self.assertEqual(peer.ask(**self.request(number))['result'],
+                             'grown')
+        peer.send(**self.request(done + 1))
+        self.daemons.wait_listed('Journal')
+        self.assertEqual(self.size(), size)
+        # nor is there a denial that cannot be written down
+        in_vain = self.daemons.connect()
+        in_vain.send(**self.request(done + 2, attempt=99))
+        self.daemons.wait_listed('/99')
+        self.assertTrue(in_vain.silent(1))
+        ballast.unlink()
+        self.assertEqual(peer.receive()['result'], 'grown')
+        self.assertEqual(in_vain.receive()['result'], 'denied')
+        self.assertEqual(len(self.daemons.growths()), done + 1)
 
     def test_two_controllers(self):
         self.daemons.start_controller()
@@ -458,6 +576,9 @@ class Controller(DaemonTest):
         seed = random.randrange(1 << 32)
         rand = random.Random(seed)
         print(f'seed {seed}')
+        # one resource, or the provider would write to broken paths
+        self.daemons.configure([{**self.policy, 'max': 1 << 50,
+                                 'resource': self.base}])
         self.daemons.start_controller()
         good = json.dumps(self.request(99)).encode()
         words = [b'{', b'}', b'[', b']', b'"', b':', b',', b'\\u0000',
@@ -608,6 +729,51 @@ class Agent(DaemonTest):
         self.assertIsNone(self.daemons.controller.poll())
         for listener in listeners:
             listener.close()
+
+    def test_fuzzed_machine(self):
+        """... nor does one whose answers are broken at random."""
+        seed = random.randrange(1 << 32)
+        rand = random.Random(seed)
+        print(f'seed {seed}')
+        good = b''.join(json.dumps(x).encode() + b'\n' for x in (
+            {'QMP': {'version': {}}},
+            {'return': {}, 'id': 'capabilities'},
+            {'return': [self.space_request(3)], 'id': 'query'},
+            {'event': 'BLOCK_SPACE_REQUEST', 'data': self.space_request(4)},
+            {'return': {'outcome': 'grown'}, 'id': 'resolve 3 1'},
+            {'error': {'class': 'x', 'desc': 'y'}, 'id': 'resolve 4 1'}))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.daemons.qmp / 'bad.qmp'))
+        listener.listen(8)
+        listener.settimeout(10)
+        self.daemons.configure([{**self.policy, 'max': 1 << 50,
+                                 'resource': self.base}])
+        self.daemons.start_controller()
+        self.daemons.start_agent()
+        end = time.monotonic() + float(os.environ.get('FUZZ_SECONDS', '5'))
+        count = 0
+        while time.monotonic() < end:
+            conn, _ = listener.accept()     # fails if the agent has ended
+            with conn:
+                for _ in range(200):
+                    data = bytearray(good)
+                    for _ in range(rand.randrange(1, 4)):
+                        at = rand.randrange(len(data))
+                        if rand.random() < 0.7:
+                            data[at] = rand.choice(b'"{}[]:,0-9\\e.ax\n')
+                        else:
+                            del data[at:at + rand.randrange(1, 20)]
+                    try:
+                        conn.sendall(data)
+                    except OSError:
+                        break
+                    count += 1
+        listener.close()
+        print(f'{count} cases')
+        peer = self.qmp('good', [self.space_request(7)])
+        self.wait_answers(peer, [{'id': 7, 'result': 'grown'}])
+        self.assertIsNone(self.daemons.agent.poll())
+        self.assertIsNone(self.daemons.controller.poll())
 
     @staticmethod
     def send_nonsense(listener, data):

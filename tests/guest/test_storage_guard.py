@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hotpath_paths import use_qemu_python
 from storage_vm import (CLUSTER_SECTORS, DISK, KIB, MIB, Loop, StorageVm, Tmpfs,
-                        check_image, guarded, make_image, need_root)
+                        check_image, guarded, make_image, need_root, run)
 
 START = 2 * MIB
 QUIET_S = 0.4           # longer than anything that could resume a VM
@@ -279,6 +279,42 @@ class OnTmpfs(GuardTest):
                 self.check(target)
             make_image(self.storage)
 
+    def test_migrate_full_metadata(self):
+        """What cannot be written fails the migration, and is kept."""
+        entries = 4096 // 8             # of a page of the image's L2 table
+        with self.vm() as vm:
+            vm.start_write(0, 1)
+            vm.wait_written()
+            self.check(vm)
+        # the next page of that table is to have no memory behind it
+        with open(self.storage.path, 'rb') as file:
+            file.seek(0x28)             # where the L1 table is
+            file.seek(int.from_bytes(file.read(8), 'big'))
+            table = int.from_bytes(file.read(8), 'big') & ~(1 << 63)
+        run('fallocate', '-p', '-o', table + 4096, '-l', 4096,
+            self.storage.path)
+        with tempfile.TemporaryDirectory(dir='/tmp') as folder, \
+             self.vm('source') as source, \
+             self.vm('target', ('-incoming', f'unix:{folder}/m')) as target:
+            source.written[0] = 1
+            source.start_write(entries * CLUSTER_SECTORS, 2)
+            source.wait_written()
+            with open(self.storage.dir / 'ballast', 'wb', 0) as file:
+                with self.assertRaises(OSError):
+                    while True:
+                        file.write(bytes(4096))
+            self.assertEqual(self.migrate(source, target,
+                                          f'unix:{folder}/m'), 'failed')
+            request = source.request()
+            self.assertEqual(request['cause'], 'write')
+            target.vm.shutdown(hard=True)
+            self.assertEqual(source.state(), 'running')
+            self.storage.grow(MIB)
+            self.assertEqual(source.resolve(), 'grown')
+            source.wait_state('running')
+            self.assertEqual(source.requests(), [])
+            self.check(source)
+
     def test_migrate_grown_meanwhile(self):
         """There is room when the VM arrives: it goes on without asking."""
         with tempfile.TemporaryDirectory(dir='/tmp') as folder, \
@@ -416,6 +452,10 @@ class OnTmpfs(GuardTest):
             self.assertIn(f"werror={werror} cannot be used with the "
                           "space-guard node 'guard', it must be", said)
 
+    def test_size_of_a_file_is_refused(self):
+        said = self.refused(*guarded(self.storage, verify='size'))
+        self.assertIn("'verify' of space-guard is 'size'", said)
+
     def test_above_the_format_is_refused(self):
         said = self.refused(
             '-blockdev', f'driver=file,node-name=data,'
@@ -443,8 +483,6 @@ class OnLoop(GuardTest):
         said = self.refused(*args, '-device', 'ide-hd,drive=disk')
         self.assertIn("space-guard node 'disk' has nothing to do: a raw disk",
                       said)
-
-
 
 
 if __name__ == '__main__':

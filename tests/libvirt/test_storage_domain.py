@@ -1,18 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A libvirt domain whose storage runs out and grows."""
+import os
 import random
+import signal
 import subprocess
 import time
 import unittest
+from pathlib import Path
 
 from libvirtd import LibvirtTest
+from hotpath_paths import qemu_binary
 from storage_daemons import Daemons, daemon_binary
 from storage_vm import MIB, Loop, Tmpfs, make_image, need_root
 from test_storage_growth import (SCRIPT, START, Killer, GUEST_MIB, policy,
                                  wanted_sum)
 
 SETTLE_S = 0.5
-TMPFS_TESTS = 4
+TMPFS_TESTS = 5
+
+
+def pid_of(name):
+    """The process of a domain."""
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            line = path.read_bytes()
+        except OSError:
+            continue
+        if (line.startswith(bytes(qemu_binary()) + b'\0') and
+                f'\0guest={name},'.encode() in line):
+            return int(path.parent.name)
+    raise AssertionError(f'{name} has no process')
 
 
 class StorageDomain(LibvirtTest):
@@ -112,6 +129,19 @@ class StorageDomain(LibvirtTest):
         self.check(domain)
         self.assertEqual(self.daemon.virsh('domblkerror', domain.name),
                          'No errors found')
+
+    def test_one_hangs(self):
+        """A QEMU that does not answer keeps no other from storage."""
+        hung = self.domain('basic', 'while :; do usleep 300000; done')
+        domain = self.make(Tmpfs, False)
+        hung.start()
+        pid = pid_of(hung.name)
+        os.kill(pid, signal.SIGSTOP)
+        self.addCleanup(os.kill, pid, signal.SIGCONT)
+        self.follow()
+        domain.start()
+        self.check(domain)
+        self.assertIn('(stopped)', Path(f'/proc/{pid}/status').read_text())
 
     def test_killed(self):
         """Kill -9 of the agent and the controller all the time."""

@@ -5,10 +5,12 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Calls of libvirt block, for as long as a remote host does not answer.  So
- * each daemon has a thread, which takes jobs from a queue; one more thread runs
- * libvirt's event loop.  What they find is handed to the main loop; only that
- * touches SgVm.
+ * Calls of libvirt block, for as long as a remote host or a machine does not
+ * answer.  So each daemon has a thread that connects to it, and some that do
+ * jobs; a machine has one question at a time, so one that hangs does not take
+ * all of them.  A job has a connection of its own: replies to calls that share
+ * one with a call that hangs come late.  One more thread runs libvirt's event
+ * loop.  What they find is handed to the main loop; only that touches SgVm.
  */
 
 #include "qemu/osdep.h"
@@ -21,14 +23,19 @@
 #include "qobject/qjson.h"
 
 #define RETRY_US G_USEC_PER_SEC
+#define RETRY_S 1
 #define KEEPALIVE_S 5
+#define JOB_THREADS 16
+#define IDLE_CONNS 2
 #define UUID_LEN VIR_UUID_STRING_BUFLEN
 
 typedef struct Host {
     char *uri;
     bool only;                    /* there is no other */
-    GAsyncQueue *jobs;
-    virConnectPtr conn;           /* its thread only */
+    GThreadPool *jobs;
+    GMutex lock;
+    GQueue idle;                  /* connections; protected by it */
+    int connected;                /* events come; atomic */
     GHashTable *vms;              /* uuid: LibvirtVm; main loop only */
 } Host;
 
@@ -36,38 +43,27 @@ typedef struct LibvirtVm {
     SgVm vm;
     Host *host;
     char uuid[UUID_LEN];
+    bool asking;                  /* it is asked what is requested */
+    bool ask_again;               /* ... and may know more by now */
 } LibvirtVm;
 
-/* Ask a domain, or answer it; for a host's thread */
+/* Ask a domain, or answer it */
 typedef struct Job {
-    char uuid[UUID_LEN];
+    LibvirtVm *v;
     bool resolve;
     int64_t id, attempt;
     char *result;
+
+    bool failed;                  /* it is on, but could not be reached */
+    QObject *reply;               /* or NULL */
 } Job;
 
-/* What was found; for the main loop */
-typedef struct Found {
+/* A domain that is on; for the main loop */
+typedef struct Seen {
     Host *host;
-    char *name;                   /* of the domain */
+    char *name;
     char uuid[UUID_LEN];
-    Job *job;
-    QObject *reply;               /* or NULL */
-} Found;
-
-static void job_free(Job *job)
-{
-    g_free(job->result);
-    g_free(job);
-}
-
-static void push_query(Host *host, const char *uuid)
-{
-    Job *job = g_new0(Job, 1);
-
-    g_strlcpy(job->uuid, uuid, UUID_LEN);
-    g_async_queue_push(host->jobs, job);
-}
+} Seen;
 
 /*
  * Main loop
@@ -76,8 +72,15 @@ static void push_query(Host *host, const char *uuid)
 static void libvirt_query(SgVm *vm)
 {
     LibvirtVm *v = container_of(vm, LibvirtVm, vm);
+    Job *job;
 
-    push_query(v->host, v->uuid);
+    v->ask_again = v->asking;
+    if (!v->asking) {
+        v->asking = true;
+        job = g_new0(Job, 1);
+        job->v = v;
+        g_thread_pool_push(v->host->jobs, job, NULL);
+    }
 }
 
 static void libvirt_resolve(SgVm *vm, int64_t id, int64_t attempt,
@@ -86,56 +89,77 @@ static void libvirt_resolve(SgVm *vm, int64_t id, int64_t attempt,
     LibvirtVm *v = container_of(vm, LibvirtVm, vm);
     Job *job = g_new0(Job, 1);
 
-    g_strlcpy(job->uuid, v->uuid, UUID_LEN);
+    job->v = v;
     job->resolve = true;
     job->id = id;
     job->attempt = attempt;
     job->result = g_strdup(result);
-    g_async_queue_push(v->host->jobs, job);
+    g_thread_pool_push(v->host->jobs, job, NULL);
 }
 
-static LibvirtVm *vm_of(Host *host, const char *uuid, const char *name)
+static gboolean seen_in_main(gpointer opaque)
 {
-    LibvirtVm *v = g_hash_table_lookup(host->vms, uuid);
+    Seen *seen = opaque;
+    Host *host = seen->host;
+    LibvirtVm *v = g_hash_table_lookup(host->vms, seen->uuid);
 
     if (!v) {
         v = g_new0(LibvirtVm, 1);
         v->host = host;
-        g_strlcpy(v->uuid, uuid, UUID_LEN);
-        v->vm.name = host->only ? g_strdup(name)
-                                : g_strdup_printf("%s@%s", name, host->uri);
+        g_strlcpy(v->uuid, seen->uuid, UUID_LEN);
+        v->vm.name = host->only ? g_strdup(seen->name)
+                                : g_strdup_printf("%s@%s", seen->name,
+                                                  host->uri);
         v->vm.query = libvirt_query;
         v->vm.resolve = libvirt_resolve;
         g_hash_table_insert(host->vms, v->uuid, v);
         sg_agent_add(&v->vm);
     }
-    return v;
+    libvirt_query(&v->vm);
+    g_free(seen->name);
+    g_free(seen);
+    return G_SOURCE_REMOVE;
 }
 
-static gboolean found_in_main(gpointer opaque)
+static gboolean query_again(gpointer vm)
 {
-    Found *found = opaque;
-    LibvirtVm *v = vm_of(found->host, found->uuid, found->name);
-    QDict *reply = qobject_to(QDict, found->reply);
+    libvirt_query(vm);
+    return G_SOURCE_REMOVE;
+}
+
+static gboolean job_done(gpointer opaque)
+{
+    Job *job = opaque;
+    SgVm *vm = &job->v->vm;
+    QDict *reply = qobject_to(QDict, job->reply);
     QObject *ret = reply ? qdict_get(reply, "return") : NULL;
     QDict *answer = qobject_to(QDict, ret);
 
-    if (found->job->resolve) {
-        sg_agent_outcome(&v->vm, found->job->id, found->job->attempt,
+    if (job->resolve) {
+        sg_agent_outcome(vm, job->id, job->attempt,
                          answer ? qdict_get_try_str(answer, "outcome") ?: "?"
                                 : "error");
-    } else if (qobject_to(QList, ret)) {
-        sg_agent_requests(&v->vm, qobject_to(QList, ret));
+    } else {
+        job->v->asking = false;
+        if (qobject_to(QList, ret)) {
+            sg_agent_requests(vm, qobject_to(QList, ret));
+        }
+        if (job->v->ask_again) {
+            libvirt_query(vm);
+        }
     }
-    job_free(found->job);
-    qobject_unref(found->reply);
-    g_free(found->name);
-    g_free(found);
+    if (job->failed) {
+        /* what it has requested, and what was not answered, is found then */
+        g_timeout_add_seconds(RETRY_S, query_again, vm);
+    }
+    qobject_unref(job->reply);
+    g_free(job->result);
+    g_free(job);
     return G_SOURCE_REMOVE;
 }
 
 /*
- * A host's thread
+ * Jobs
  */
 
 static char *command_of(const Job *job)
@@ -150,29 +174,93 @@ static char *command_of(const Job *job)
                                                              : "denied");
 }
 
-static void do_job(Host *host, Job *job)
+static virConnectPtr open_conn(const char *uri)
 {
-    virDomainPtr domain = virDomainLookupByUUIDString(host->conn, job->uuid);
+    virConnectPtr conn = virConnectOpen(uri);
+
+    if (conn) {
+        virConnectSetKeepAlive(conn, KEEPALIVE_S, 3);
+    }
+    return conn;
+}
+
+static virConnectPtr take_conn(Host *host)
+{
+    virConnectPtr conn;
+
+    do {
+        g_mutex_lock(&host->lock);
+        conn = g_queue_pop_head(&host->idle);
+        g_mutex_unlock(&host->lock);
+        if (conn && virConnectIsAlive(conn) == 1) {
+            return conn;
+        }
+        if (conn) {
+            virConnectClose(conn);
+        }
+    } while (conn);
+    return open_conn(host->uri);
+}
+
+static void give_conn(Host *host, virConnectPtr conn)
+{
+    g_mutex_lock(&host->lock);
+    if (host->idle.length < IDLE_CONNS) {
+        g_queue_push_head(&host->idle, conn);
+        conn = NULL;
+    }
+    g_mutex_unlock(&host->lock);
+    if (conn) {
+        virConnectClose(conn);
+    }
+}
+
+/*
+ * A QEMU without the command, a domain that is off, and a daemon that is down
+ * are no trouble: all domains are asked when it is there again.
+ */
+static void do_job(gpointer data, gpointer opaque)
+{
+    Job *job = data;
+    Host *host = opaque;
+    virConnectPtr conn = take_conn(host);
+    virDomainPtr domain =
+        conn ? virDomainLookupByUUIDString(conn, job->v->uuid) : NULL;
     g_autofree char *command = command_of(job);
-    Found *found;
     char *text = NULL;
 
-    /* a QEMU without the command, and a domain that is off, are no trouble */
-    if (!domain || virDomainQemuMonitorCommand(domain, command, &text, 0) < 0) {
-        job_free(job);
-    } else {
-        found = g_new0(Found, 1);
-        found->host = host;
-        found->name = g_strdup(virDomainGetName(domain));
-        g_strlcpy(found->uuid, job->uuid, UUID_LEN);
-        found->job = job;
-        found->reply = qobject_from_json(text, NULL);
-        g_idle_add(found_in_main, found);
-    }
-    free(text);
     if (domain) {
+        if (virDomainQemuMonitorCommand(domain, command, &text, 0) == 0) {
+            job->reply = qobject_from_json(text, NULL);
+        } else {
+            job->failed = virDomainIsActive(domain) == 1;
+        }
+        free(text);
         virDomainFree(domain);
     }
+    if (conn) {
+        give_conn(host, conn);
+    } else {
+        job->failed = g_atomic_int_get(&host->connected);
+    }
+    g_idle_add(job_done, job);
+}
+
+/*
+ * Hosts
+ */
+
+static void tell_seen(Host *host, virDomainPtr domain)
+{
+    Seen *seen = g_new0(Seen, 1);
+
+    if (virDomainGetUUIDString(domain, seen->uuid) < 0) {
+        g_free(seen);
+        return;
+    }
+    seen->host = host;
+    seen->name = g_strdup(virDomainGetName(domain));
+    g_idle_add(seen_in_main, seen);
 }
 
 /* libvirt's event loop */
@@ -180,43 +268,34 @@ static void event(virConnectPtr conn, virDomainPtr domain, const char *name,
                   long long seconds, unsigned int micros, const char *details,
                   void *opaque)
 {
-    char uuid[UUID_LEN];
-
-    if (virDomainGetUUIDString(domain, uuid) == 0) {
-        push_query(opaque, uuid);
-    }
+    tell_seen(opaque, domain);
 }
 
-static bool host_connect(Host *host)
+static virConnectPtr host_connect(Host *host)
 {
+    virConnectPtr conn = open_conn(host->uri);
     virDomainPtr *domains = NULL;
     int count;
 
-    host->conn = virConnectOpen(host->uri);
-    if (!host->conn) {
-        return false;
+    if (!conn) {
+        return NULL;
     }
-    virConnectSetKeepAlive(host->conn, KEEPALIVE_S, 3);
     if (virConnectDomainQemuMonitorEventRegister(
-            host->conn, NULL, "BLOCK_SPACE_REQUEST", event, host, NULL,
-            0) < 0) {
-        virConnectClose(host->conn);
-        return false;
+            conn, NULL, "BLOCK_SPACE_REQUEST", event, host, NULL, 0) < 0) {
+        virConnectClose(conn);
+        return NULL;
     }
+    g_atomic_int_set(&host->connected, 1);
     /* events are on: nothing is missed between them and the questions */
-    count = virConnectListAllDomains(host->conn, &domains,
+    count = virConnectListAllDomains(conn, &domains,
                                      VIR_CONNECT_LIST_DOMAINS_ACTIVE);
     for (int i = 0; i < count; i++) {
-        char uuid[UUID_LEN];
-
-        if (virDomainGetUUIDString(domains[i], uuid) == 0) {
-            push_query(host, uuid);
-        }
+        tell_seen(host, domains[i]);
         virDomainFree(domains[i]);
     }
     free(domains);
     g_message("%s: connected", host->uri);
-    return true;
+    return conn;
 }
 
 static gpointer host_thread(gpointer opaque)
@@ -224,19 +303,17 @@ static gpointer host_thread(gpointer opaque)
     Host *host = opaque;
 
     for (;;) {
-        if (!host_connect(host)) {
-            g_usleep(RETRY_US);
-            continue;
-        }
-        while (virConnectIsAlive(host->conn) == 1) {
-            Job *job = g_async_queue_timeout_pop(host->jobs, RETRY_US);
+        virConnectPtr conn = host_connect(host);
 
-            if (job) {
-                do_job(host, job);
-            }
+        while (conn && virConnectIsAlive(conn) == 1) {
+            g_usleep(RETRY_US);
         }
-        g_message("%s: connection lost", host->uri);
-        virConnectClose(host->conn);
+        if (conn) {
+            g_message("%s: connection lost", host->uri);
+            g_atomic_int_set(&host->connected, 0);
+            virConnectClose(conn);
+        }
+        g_usleep(RETRY_US);
     }
     return NULL;
 }
@@ -270,7 +347,8 @@ bool sg_libvirt_follow(char **uris, GError **error)
 
         host->uri = uris[i];
         host->only = !uris[1];
-        host->jobs = g_async_queue_new();
+        host->jobs = g_thread_pool_new(do_job, host, JOB_THREADS, false, NULL);
+        g_mutex_init(&host->lock);
         host->vms = g_hash_table_new(g_str_hash, g_str_equal);
         g_thread_unref(g_thread_new("host", host_thread, host));
     }

@@ -27,6 +27,12 @@
 #define TASKS_MAX 100000
 #define WORD_MAX_BYTES 4096
 
+/*
+ * Denials of a machine that are written down: one that asks all the time must
+ * not fill the journal.  To decide again after a restart does no harm.
+ */
+#define DENIALS_MAX 1000
+
 typedef struct Task {
     SgController *c;
     char *key;
@@ -55,10 +61,12 @@ struct SgController {
     GQueue begun;                 /* Tasks that wait for the journal */
     unsigned sync;                /* source of journal_sync() */
     GHashTable *paused;           /* names of VMs */
+    GHashTable *denials;          /* name of a VM: number */
     GHashTable *conns;            /* of SgConn */
 };
 
 static void task_start(Task *t);
+static void task_decide(Task *t);
 
 static void task_free(Task *t)
 {
@@ -124,7 +132,11 @@ static gboolean task_again(gpointer opaque)
     Task *t = opaque;
 
     t->timer = 0;
-    task_start(t);
+    if (t->resource) {
+        task_start(t);
+    } else {
+        task_decide(t);           /* it is to be denied */
+    }
     return G_SOURCE_REMOVE;
 }
 
@@ -147,10 +159,15 @@ static void task_deny(Task *t, const char *why)
 {
     g_autoptr(GError) error = NULL;
     g_autofree char *reason = g_strdup(why);
+    GHashTable *denials = t->c->denials;
+    unsigned n = GPOINTER_TO_UINT(g_hash_table_lookup(denials, t->vm));
 
-    if (!sg_journal_deny(t->c->journal, t->key, t->vm, reason, &error)) {
-        task_failed(t, error->message);
-        return;
+    if (n < DENIALS_MAX) {
+        if (!sg_journal_deny(t->c->journal, t->key, t->vm, reason, &error)) {
+            task_failed(t, error->message);
+            return;
+        }
+        g_hash_table_insert(denials, g_strdup(t->vm), GUINT_TO_POINTER(n + 1));
     }
     g_message("%s: denied: %s", t->key, reason);
     task_answer(t, reason);
@@ -234,8 +251,8 @@ static void size_known(int64_t size, const char *error, void *opaque)
             task_deny(t, why);
             return;
         }
-        t->growth = sg_journal_begin(t->c->journal, t->key, t->vm, t->resource,
-                                     size, target, &err);
+        t->growth = sg_journal_begin(t->c->journal, t->key, t->vm, t->path,
+                                     t->resource, size, target, &err);
         if (!t->growth) {
             task_failed(t, err->message);
             return;
@@ -574,29 +591,15 @@ void sg_controller_serve(SgController *c, GIOStream *stream)
     g_hash_table_add(c->conns, sg_conn_new(stream, &conn_ops, c));
 }
 
-/* What a growth that had begun was called tells which policy it was by */
-static const SgPolicy *policy_of_resource(SgController *c, const char *vm,
-                                          const char *resource)
+/* The policy that a growth had begun by, if the configuration still has it */
+static const SgPolicy *policy_of_growth(SgController *c, const SgGrowth *g)
 {
-    const char *name = strchr(resource, ':');
-    g_autofree char *below = NULL;
-
-    if (!name) {
-        return NULL;
-    }
-    below = g_strdup_printf("%s/disk", ++name);
     for (unsigned i = 0; i < c->policies->len; i++) {
         const SgPolicy *p = g_ptr_array_index(c->policies, i);
-        const char *provider = sg_provider_name(p->provider);
+        g_autofree char *resource = sg_provider_resource(p, g->path);
 
-        if (strncmp(resource, provider, name - 1 - resource) ||
-            strlen(provider) != name - 1 - resource ||
-            !g_pattern_match_simple(p->vm, vm)) {
-            continue;
-        }
-        if (p->resource ? g_str_equal(p->resource, name)
-                        : g_pattern_match_simple(p->path, name) ||
-                          g_pattern_match_simple(p->path, below)) {
+        if (sg_policy_matches(p, g->vm, g->path) &&
+            g_str_equal(resource, g->resource)) {
             return p;
         }
     }
@@ -620,6 +623,7 @@ SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
     c->busy = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                     queue_free);
     c->paused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    c->denials = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->conns = g_hash_table_new(NULL, NULL);
     for (unsigned i = 0; i < all->len; i++) {
         SgGrowth *g = g_ptr_array_index(all, i);
@@ -630,7 +634,7 @@ SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
             g_message("%s: had begun, is finished now", g->key);
             t->growth = g;
             t->resource = g_strdup(g->resource);
-            t->policy = policy_of_resource(c, g->vm, g->resource);
+            t->policy = policy_of_growth(c, g);
             task_enqueue(t);
         }
     }

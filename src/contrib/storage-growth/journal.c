@@ -25,6 +25,8 @@ struct SgJournal {
     int fd;
     off_t length;                 /* of what is valid */
     bool dirty;                   /* not all of it may be on the disk */
+    bool failed;                  /* ... because of an error */
+    GString *unsynced;            /* the last part that may not be */
     GPtrArray *all;
     GHashTable *by_key;
 };
@@ -35,6 +37,7 @@ static void growth_free(gpointer opaque)
 
     g_free(g->key);
     g_free(g->vm);
+    g_free(g->path);
     g_free(g->resource);
     g_free(g->denied);
     g_free(g);
@@ -60,28 +63,35 @@ static bool fail(GError **error, const char *what)
     return false;
 }
 
-static bool append(SgJournal *j, QDict *record, GError **error)
+static bool write_at(SgJournal *j, const char *text, size_t len, off_t at)
 {
-    GString *json = qobject_to_json(QOBJECT(record));
-    g_autofree char *line = g_strdup_printf("%08x %s\n", crc_of(json->str),
-                                            json->str);
-    size_t len = strlen(line), done = 0;
+    size_t done = 0;
 
-    g_string_free(json, true);
-    qobject_unref(record);
     while (done < len) {
-        ssize_t n = pwrite(j->fd, line + done, len - done, j->length + done);
+        ssize_t n = pwrite(j->fd, text + done, len - done, at + done);
 
         if (n < 0 && errno == EINTR) {
             continue;
         }
         if (n <= 0) {
             errno = n ? errno : ENOSPC;
-            break;
+            return false;
         }
         done += n;
     }
-    if (done < len) {
+    return true;
+}
+
+static bool append(SgJournal *j, QDict *record, GError **error)
+{
+    GString *json = qobject_to_json(QOBJECT(record));
+    g_autofree char *line = g_strdup_printf("%08x %s\n", crc_of(json->str),
+                                            json->str);
+    size_t len = strlen(line);
+
+    g_string_free(json, true);
+    qobject_unref(record);
+    if (!write_at(j, line, len, j->length)) {
         int saved = errno;
 
         /* if that fails, too, the next record overwrites it */
@@ -93,26 +103,41 @@ static bool append(SgJournal *j, QDict *record, GError **error)
     }
     j->length += len;
     j->dirty = true;
+    g_string_append_len(j->unsynced, line, len);
     return true;
 }
 
+/*
+ * The kernel tells an error once, and may drop what it could not write.  So
+ * after one write it again, or the next fdatasync() would succeed for nothing.
+ */
 bool sg_journal_sync(SgJournal *j, GError **error)
 {
-    if (j->dirty && fdatasync(j->fd) < 0) {
+    GString *text = j->unsynced;
+
+    if (!j->dirty) {
+        return true;
+    }
+    if ((j->failed && !write_at(j, text->str, text->len,
+                                j->length - text->len)) ||
+        fdatasync(j->fd) < 0) {
+        j->failed = true;
         return fail(error, "it cannot be written to the disk");
     }
-    j->dirty = false;
+    j->dirty = j->failed = false;
+    g_string_truncate(text, 0);
     return true;
 }
 
 static SgGrowth *add(SgJournal *j, const char *key, const char *vm,
-                     const char *resource, uint64_t from, uint64_t target,
-                     int64_t begin_us)
+                     const char *path, const char *resource, uint64_t from,
+                     uint64_t target, int64_t begin_us)
 {
     SgGrowth *g = g_new0(SgGrowth, 1);
 
     g->key = g_strdup(key);
     g->vm = g_strdup(vm);
+    g->path = g_strdup(path);
     g->resource = g_strdup(resource);
     g->from = from;
     g->target = target;
@@ -135,14 +160,15 @@ static bool take_record(SgJournal *j, QDict *d)
     }
     if (g_str_equal(what, "begin") && !g) {
         const char *vm = qdict_get_try_str(d, "vm");
+        const char *path = qdict_get_try_str(d, "path");
         const char *resource = qdict_get_try_str(d, "resource");
         int64_t from = qdict_get_try_int(d, "from", -1);
         int64_t target = qdict_get_try_int(d, "target", -1);
 
-        if (!vm || !resource || from < 0 || target < from) {
+        if (!vm || !path || !resource || from < 0 || target < from) {
             return false;
         }
-        add(j, key, vm, resource, from, target, at_us);
+        add(j, key, vm, path, resource, from, target, at_us);
         return true;
     }
     if (g_str_equal(what, "end") && g) {
@@ -150,7 +176,7 @@ static bool take_record(SgJournal *j, QDict *d)
         return true;
     }
     if (g_str_equal(what, "deny") && !g) {
-        g = add(j, key, qdict_get_try_str(d, "vm") ?: "", "", 0, 0, at_us);
+        g = add(j, key, qdict_get_try_str(d, "vm") ?: "", "", "", 0, 0, at_us);
         g->end_us = at_us;
         g->denied = g_strdup(qdict_get_try_str(d, "reason") ?: "");
         return true;
@@ -258,6 +284,7 @@ SgJournal *sg_journal_open(const char *path, GError **error)
     j->all = g_ptr_array_new_with_free_func(growth_free);
     j->by_key = g_hash_table_new(g_str_hash, g_str_equal);
     j->dirty = true;              /* the last process may have been killed */
+    j->unsynced = g_string_new(NULL);
     j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (j->fd < 0) {
         fail(error, path);
@@ -275,6 +302,7 @@ void sg_journal_close(SgJournal *j)
     if (j->fd >= 0) {
         close(j->fd);
     }
+    g_string_free(j->unsynced, true);
     g_hash_table_unref(j->by_key);
     g_ptr_array_unref(j->all);
     g_free(j);
@@ -301,20 +329,21 @@ static QDict *record_new(const char *what, const char *key, int64_t at_us)
 }
 
 SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
-                           const char *resource, uint64_t from,
-                           uint64_t target, GError **error)
+                           const char *path, const char *resource,
+                           uint64_t from, uint64_t target, GError **error)
 {
     int64_t now_us = g_get_real_time();
     QDict *d = record_new("begin", key, now_us);
 
     qdict_put_str(d, "vm", vm);
+    qdict_put_str(d, "path", path);
     qdict_put_str(d, "resource", resource);
     qdict_put_int(d, "from", from);
     qdict_put_int(d, "target", target);
     if (!append(j, d, error)) {
         return NULL;
     }
-    return add(j, key, vm, resource, from, target, now_us);
+    return add(j, key, vm, path, resource, from, target, now_us);
 }
 
 bool sg_journal_end(SgJournal *j, SgGrowth *g, GError **error)
@@ -335,7 +364,7 @@ SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,
     if (!append(j, d, error)) {
         return NULL;
     }
-    g = add(j, key, vm, "", 0, 0, now_us);
+    g = add(j, key, vm, "", "", 0, 0, now_us);
     g->end_us = now_us;
     g->denied = g_strdup(reason);
     return g;

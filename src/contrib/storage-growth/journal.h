@@ -26,6 +26,7 @@ typedef struct SgJournal SgJournal;
  * struct SgGrowth: one growth
  * @key: what it is for, unique for ever
  * @vm: name of the virtual machine, or ""
+ * @path: what QEMU has opened, or ""
  * @resource: what is grown, see provider.h
  * @from: size before, in bytes
  * @target: size after, in bytes
@@ -36,6 +37,7 @@ typedef struct SgJournal SgJournal;
 typedef struct SgGrowth {
     char *key;
     char *vm;
+    char *path;
     char *resource;
     uint64_t from;
     uint64_t target;
@@ -69,8 +71,8 @@ GPtrArray *sg_journal_all(SgJournal *j);
  * the journal is as before.
  */
 SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
-                           const char *resource, uint64_t from,
-                           uint64_t target, GError **error);
+                           const char *path, const char *resource,
+                           uint64_t from, uint64_t target, GError **error);
 
 /**
  * sg_journal_end: write down that a growth has ended

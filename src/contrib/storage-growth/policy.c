@@ -232,14 +232,19 @@ GPtrArray *sg_policies_load(const char *path, GError **error)
     return sg_policies_parse(text, error);
 }
 
+bool sg_policy_matches(const SgPolicy *p, const char *vm, const char *path)
+{
+    return g_pattern_match_simple(p->vm, vm) &&
+           g_pattern_match_simple(p->path, path);
+}
+
 const SgPolicy *sg_policy_find(GPtrArray *policies, const char *vm,
                                const char *path)
 {
     for (unsigned i = 0; i < policies->len; i++) {
         const SgPolicy *p = g_ptr_array_index(policies, i);
 
-        if (g_pattern_match_simple(p->vm, vm) &&
-            g_pattern_match_simple(p->path, path)) {
+        if (sg_policy_matches(p, vm, path)) {
             return p;
         }
     }
@@ -265,7 +270,10 @@ const char *sg_policy_target(const SgPolicy *p, int64_t size, uint64_t needed,
     lead = rate > SIZE_LIMIT / 1000000 ? SIZE_LIMIT
                                        : rate * p->lead_ms / 1000;
     lead = MIN(lead, MAX(p->chunk, needed) * 4);
-    add = MAX(p->chunk, (uint64_t)size / 100 * p->percent);
+    add = (uint64_t)size / 100;
+    add = add > SIZE_LIMIT / MAX(p->percent, 1) ? SIZE_LIMIT
+                                                : add * p->percent;
+    add = MAX(p->chunk, add);
     add = MAX(add, lead);
     /* what a file system needs beside the data, see SPACE_SLACK_BYTES */
     add = MAX(add, needed + 128 * 1024);

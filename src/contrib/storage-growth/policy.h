@@ -55,6 +55,10 @@ typedef struct SgPolicy {
 GPtrArray *sg_policies_load(const char *path, GError **error);
 GPtrArray *sg_policies_parse(const char *text, GError **error);
 
+/* Whether the patterns of a policy match */
+bool sg_policy_matches(const SgPolicy *policy, const char *vm,
+                       const char *path);
+
 /* The first that matches, or NULL */
 const SgPolicy *sg_policy_find(GPtrArray *policies, const char *vm,
                                const char *path);

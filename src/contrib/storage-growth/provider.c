@@ -5,7 +5,9 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Programs run beside the main loop, and are killed when they take too long.
+ * Programs run beside the main loop.  One that takes too long is killed with
+ * all that it has started, in a process group of its own.  It is waited for
+ * even then: what cannot be killed now must not run twice.
  * What is done without a program are a few system calls on local files.
  */
 
@@ -35,6 +37,7 @@ typedef struct Job {
     int64_t size;
     char *error;
     GSubprocess *process;
+    GCancellable *cancel;         /* of reading what it prints */
     unsigned timer;
     bool timed_out;
 } Job;
@@ -53,17 +56,23 @@ char *sg_provider_resource(const SgPolicy *p, const char *path)
     return g_strdup_printf("%s:%s", sg_provider_name(p->provider), name);
 }
 
-static gboolean job_finish(gpointer opaque)
+static void job_free(Job *job)
 {
-    Job *job = opaque;
-
-    job->done(job->error ? -1 : job->size, job->error, job->opaque);
     g_clear_object(&job->process);
+    g_clear_object(&job->cancel);
     g_free(job->resource);
     g_free(job->vm);
     g_free(job->key);
     g_free(job->error);
     g_free(job);
+}
+
+static gboolean job_finish(gpointer opaque)
+{
+    Job *job = opaque;
+
+    job->done(job->error ? -1 : job->size, job->error, job->opaque);
+    job_free(job);
     return G_SOURCE_REMOVE;
 }
 
@@ -126,43 +135,64 @@ static void program_ended(GObject *source, GAsyncResult *result,
     } else {
         /* done; see what came of it */
         sg_provider_size(job->policy, job->resource, job->done, job->opaque);
-        job->done = NULL;
+        job_free(job);
+        return;
     }
-    if (job->done) {
-        job_finish(job);
-    } else {
-        g_clear_object(&job->process);
-        g_free(job->resource);
-        g_free(job->vm);
-        g_free(job->key);
-        g_free(job);
-    }
+    job_finish(job);
+}
+
+/*
+ * It has ended, but a process that it left behind, in a group of its own, may
+ * still hold the pipes
+ */
+static void late_program_ended(GObject *source, GAsyncResult *result,
+                               gpointer opaque)
+{
+    g_autoptr(GCancellable) cancel = opaque;
+
+    g_subprocess_wait_finish(G_SUBPROCESS(source), result, NULL);
+    g_cancellable_cancel(cancel);
 }
 
 static gboolean program_late(gpointer opaque)
 {
     Job *job = opaque;
+    const char *pid = g_subprocess_get_identifier(job->process);
 
     job->timer = 0;
     job->timed_out = true;
-    g_subprocess_force_exit(job->process);
+    if (pid) {
+        kill(-(pid_t)g_ascii_strtoll(pid, NULL, 10), SIGKILL);
+    }
+    g_subprocess_wait_async(job->process, NULL, late_program_ended,
+                            g_object_ref(job->cancel));
     return G_SOURCE_REMOVE;
+}
+
+/* In the child */
+static void lead_group(gpointer opaque)
+{
+    setpgid(0, 0);
 }
 
 static void run_program(Job *job, const char *const *argv, const char *input)
 {
     g_autoptr(GError) error = NULL;
+    g_autoptr(GSubprocessLauncher) launcher =
+        g_subprocess_launcher_new(G_SUBPROCESS_FLAGS_STDIN_PIPE |
+                                  G_SUBPROCESS_FLAGS_STDOUT_PIPE |
+                                  G_SUBPROCESS_FLAGS_STDERR_PIPE);
 
-    job->process = g_subprocess_newv(argv, G_SUBPROCESS_FLAGS_STDIN_PIPE |
-                                     G_SUBPROCESS_FLAGS_STDOUT_PIPE |
-                                     G_SUBPROCESS_FLAGS_STDERR_PIPE, &error);
+    g_subprocess_launcher_set_child_setup(launcher, lead_group, NULL, NULL);
+    job->process = g_subprocess_launcher_spawnv(launcher, argv, &error);
     if (!job->process) {
         job_set_error(job, argv[0], error->message);
         g_idle_add(job_finish, job);
         return;
     }
     job->timer = g_timeout_add(job->policy->timeout_ms, program_late, job);
-    g_subprocess_communicate_utf8_async(job->process, input, NULL,
+    job->cancel = g_cancellable_new();
+    g_subprocess_communicate_utf8_async(job->process, input, job->cancel,
                                         program_ended, job);
 }
 

@@ -189,6 +189,15 @@ static void client_event(GSocketClient *client, GSocketClientEvent event,
     }
 }
 
+static void client_server_free(gpointer opaque, GClosure *closure)
+{
+    Server *s = opaque;
+
+    g_clear_object(&s->ca);
+    g_clear_object(&s->certificate);
+    g_free(s);
+}
+
 GSocketClient *sg_client_for(const char *address, const SgTlsFiles *tls,
                              GSocketConnectable **to, GError **error)
 {
@@ -202,11 +211,12 @@ GSocketClient *sg_client_for(const char *address, const SgTlsFiles *tls,
     }
     if (is_tls) {
         s = g_new0(Server, 1);
+        g_signal_connect_data(client, "event", G_CALLBACK(client_event), s,
+                              client_server_free, 0);
         if (!load_tls(tls, &s->ca, &s->certificate, error)) {
             return NULL;
         }
         g_socket_client_set_tls(client, true);
-        g_signal_connect(client, "event", G_CALLBACK(client_event), s);
     }
     return g_steal_pointer(&client);
 }
