@@ -392,6 +392,13 @@ static bool GRAPH_RDLOCK check_options(SpaceGuard *g, Error **errp)
                    "node '%s' has no file name", bdrv_get_node_name(leaf));
         return false;
     }
+    if (how == BLOCK_SPACE_VERIFY_SIZE && leaf->drv &&
+        g_str_equal(leaf->drv->format_name, "file")) {
+        error_setg(errp, "Property 'verify' of space-guard is 'size', but "
+                   "must not be for node '%s': a file becomes longer by what "
+                   "is written", bdrv_get_node_name(leaf));
+        return false;
+    }
     if (g->low_water > INT64_MAX / 2) {
         error_setg(errp, "Property 'low-water' of space-guard is %" PRIu64
                    ", but must be at most %" PRId64, g->low_water,
