@@ -35,12 +35,8 @@ uint32_t tracked_random(uint32_t limit)
     return g_rand_int_range(rnd, 0, limit);
 }
 
-void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
+static void find_device(TrackedVM *vm, int devfn)
 {
-    memset(vm, 0, sizeof(*vm));
-    vm->qts = qtest_initf("-M q35,memory-backend=ram -m %d -nodefaults "
-                          "-object memory-backend-memfd,id=ram,size=%dM,"
-                          "share=on %s", VM_RAM_MIB, VM_RAM_MIB, args);
     vm->bus = qpci_new_pc(vm->qts, NULL);
     if (devfn) {
         vm->dev = qpci_device_find(vm->bus, devfn);
@@ -48,6 +44,22 @@ void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
         qpci_device_enable(vm->dev);
         vm->bar = qpci_iomap(vm->dev, 0, NULL);
     }
+}
+
+void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
+{
+    memset(vm, 0, sizeof(*vm));
+    vm->qts = qtest_initf("-M q35,memory-backend=ram -m %d -nodefaults "
+                          "-object memory-backend-memfd,id=ram,size=%dM,"
+                          "share=on %s", VM_RAM_MIB, VM_RAM_MIB, args);
+    find_device(vm, devfn);
+}
+
+void tracked_vm_start_private(TrackedVM *vm, int devfn, const char *args)
+{
+    memset(vm, 0, sizeof(*vm));
+    vm->qts = qtest_initf("-M q35 -m %d -nodefaults %s", VM_RAM_MIB, args);
+    find_device(vm, devfn);
 }
 
 void tracked_vm_stop(TrackedVM *vm)

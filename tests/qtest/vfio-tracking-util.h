@@ -36,6 +36,8 @@ uint32_t tracked_random(uint32_t limit);
  * engine, 0 is for a VM without one.
  */
 void tracked_vm_start(TrackedVM *vm, int devfn, const char *args);
+/* The same with memory that no server can map. */
+void tracked_vm_start_private(TrackedVM *vm, int devfn, const char *args);
 void tracked_vm_stop(TrackedVM *vm);
 
 /* Run a command of the DMA engine; returns its status. */
