@@ -11,6 +11,7 @@
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
 #include "libqtest.h"
+#include "hw/pci/pci_regs.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "libqos/virtio-pci.h"
@@ -210,7 +211,8 @@ static void driver_post(Driver *d, unsigned count)
     write_reg(d->vm, TESTDEV_RDT, d->tail);
 }
 
-static void driver_start(Driver *d, TrackedVM *vm)
+/* The ring anew; @first, if not 0, is the address of its first buffer. */
+static void driver_start_at(Driver *d, TrackedVM *vm, uint64_t first)
 {
     *d = (Driver) { .vm = vm };
     write_reg(vm, TESTDEV_RDBAL, RING_ADDR);
@@ -219,7 +221,17 @@ static void driver_start(Driver *d, TrackedVM *vm)
     write_reg(vm, TESTDEV_SRRCTL, TESTDEV_PACKET / 1024 | 1 << 25);
     write_reg(vm, TESTDEV_RDH, 0);
     write_reg(vm, TESTDEV_RDT, 0);
-    driver_post(d, RING - 1);
+    if (first) {
+        qtest_writeq(vm->qts, RING_ADDR, first);
+        qtest_writeq(vm->qts, RING_ADDR + 8, 0);
+        d->tail = 1;
+    }
+    driver_post(d, RING - 1 - d->tail);
+}
+
+static void driver_start(Driver *d, TrackedVM *vm)
+{
+    driver_start_at(d, vm, 0);
 }
 
 /* The ring wraps: packets come in, and as many buffers are posted again. */
@@ -310,6 +322,57 @@ static void test_walker(gconstpointer mode)
     real_vfio();
 }
 
+static void set_pam(TrackedVM *vm, uint8_t val)
+{
+    QPCIDevice *mch = qpci_device_find(vm->bus, QPCI_DEVFN(0, 0));
+
+    qpci_config_writeb(mch, 0x93, val);     /* 0xd0000 to 0xd7fff */
+    g_free(mch);
+}
+
+/*
+ * A buffer is written, and its memory unmapped before anyone looks; the ring
+ * then finds something else at its address.
+ */
+static void test_walker_region(void)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=igb",
+                                            dev);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                args, stream);
+    TrackedVM src, dst;
+    Driver driver;
+    QDict *info;
+
+    fake_vfio("");
+    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
+    set_pam(&src, 0x33);
+    tracked_vm_fill(&src);
+    driver_start(&driver, &src);
+    tracked_vm_migrate(&src, stream);
+    tracked_vm_wait_first_pass(&src);
+    tracked_vm_wait_switchover(&src);
+    /* the ring's first buffer is there from now on, and no sync has seen it */
+    driver_start_at(&driver, &src, 0xd0000);
+    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_RECEIVE, 0, 1, 0x42),
+                    ==, 0);
+    g_assert_cmphex(qtest_readb(src.qts, 0xd0000), ==, 0x42);
+    set_pam(&src, 0);
+    tracked_vm_finish(&src);
+    info = tracking_info(&src);
+    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
+    qobject_unref(info);
+
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    set_pam(&dst, 0x33);
+    g_assert_cmphex(qtest_readb(dst.qts, 0xd0000), ==, 0x42);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&src);
+    real_vfio();
+}
+
 /* A device that logs its DMA needs no walker, and gets none. */
 static void test_walker_superfluous(void)
 {
@@ -385,6 +448,15 @@ typedef struct Pair {
     char *base;
 } Pair;
 
+static void pair_migrate(Pair *p)
+{
+    tracked_vm_migrate(&p->vm, stream);
+    /* a tenth of the memory is few enough, and more than the ring's buffers */
+    qtest_qmp_assert_success(p->vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'downtime-limit': 100 } }");
+}
+
 /* A standby that is to be unplugged late, and a card that receives. */
 static void pair_start(Pair *p, unsigned timeout_ms)
 {
@@ -407,11 +479,7 @@ static void pair_start(Pair *p, unsigned timeout_ms)
     p->vm.bar = qpci_iomap(p->vm.dev, 0, NULL);
     tracked_vm_fill(&p->vm);
     driver_start(&p->driver, &p->vm);
-    tracked_vm_migrate(&p->vm, stream);
-    /* a tenth of the memory is few enough, and more than the ring's buffers */
-    qtest_qmp_assert_success(p->vm.qts,
-        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
-        "  'downtime-limit': 100 } }");
+    pair_migrate(p);
     driver_traffic(&p->driver, 3);
 }
 
@@ -467,6 +535,27 @@ static void test_late(void)
     pair_stop(&p);
 }
 
+/* The rest of a migration whose guest is about to be asked. */
+static void complete(Pair *p)
+{
+    pair_migrate(p);
+    wait_request(p);
+    driver_traffic(&p->driver, 2);
+    eject(p);
+    tracked_vm_wait_switchover(&p->vm);
+    tracked_vm_finish(&p->vm);
+}
+
+/* The device came back and works, once the guest has enabled it again. */
+static void assert_replugged(Pair *p)
+{
+    g_assert_cmphex(qpci_config_readw(p->vm.dev, PCI_COMMAND) &
+                    PCI_COMMAND_MASTER, ==, 0);
+    qpci_device_enable(p->vm.dev);
+    driver_start(&p->driver, &p->vm);
+    driver_traffic(&p->driver, 3);
+}
+
 static void assert_plugged(Pair *p)
 {
     driver_start(&p->driver, &p->vm);
@@ -515,6 +604,25 @@ static void test_late_cancel(void)
     tracked_vm_wait(&p.vm, "cancelling");
     eject(&p);
     tracked_vm_wait(&p.vm, "cancelled");
+    assert_replugged(&p);
+    /* and it can be had again */
+    complete(&p);
+    pair_stop(&p);
+}
+
+/* Cancelled when the guest has let go: it gets the device back. */
+static void test_late_cancel_ejected(void)
+{
+    Pair p;
+
+    pair_start(&p, 30000);
+    wait_request(&p);
+    eject(&p);
+    tracked_vm_wait_switchover(&p.vm);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_replugged(&p);
+    complete(&p);
     pair_stop(&p);
 }
 
@@ -546,6 +654,7 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/beside-primary", test_beside_primary);
     qtest_add_data_func("/vfio-tracking/walker/igb", "igb", test_walker);
     qtest_add_data_func("/vfio-tracking/walker/auto", "auto", test_walker);
+    qtest_add_func("/vfio-tracking/walker/region", test_walker_region);
     qtest_add_func("/vfio-tracking/walker/superfluous",
                    test_walker_superfluous);
     qtest_add_func("/vfio-tracking/walker/errors", test_walker_errors);
@@ -553,6 +662,8 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
+    qtest_add_func("/vfio-tracking/late/cancel-ejected",
+                   test_late_cancel_ejected);
     qtest_add_func("/vfio-tracking/late/abort", test_late_abort);
 
     ret = g_test_run();

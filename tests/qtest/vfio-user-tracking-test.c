@@ -83,6 +83,21 @@ static void assert_migrate_refused(TrackedVM *vm, const char *why)
     qobject_unref(rsp);
 }
 
+/* The command is taken, and the migration fails. */
+static void assert_migrate_fails(TrackedVM *vm, const char *why)
+{
+    g_autofree char *desc = NULL;
+    QDict *rsp = qtest_qmp(vm->qts,
+                           "{ 'execute': 'migrate', 'arguments': {"
+                           "  'uri': 'exec:cat >/dev/null' } }");
+
+    qobject_unref(rsp);
+    desc = tracked_vm_wait_failed(vm);
+    if (!strstr(desc, why)) {
+        g_error("\"%s\" is not in \"%s\"", why, desc);
+    }
+}
+
 /* The server's state would stay behind, and what it writes would be lost. */
 static void test_blocked(gconstpointer option)
 {
@@ -130,6 +145,8 @@ static void test_unplugged(void)
 
 #define TRACKED ",\"enable-migration\":\"on\""
 
+static const char *properties = TRACKED;
+
 typedef struct Pair {
     Server src_server, dst_server;
     TrackedVM src, dst;
@@ -142,7 +159,7 @@ static void pair_start(Pair *p, const char *option)
 
     p->stream = g_strdup_printf("%s/stream", dir);
     server_start(&p->src_server, "src.sock", option);
-    args = device(&p->src_server, "6.0", TRACKED);
+    args = device(&p->src_server, "6.0", properties);
     tracked_vm_start(&p->src, QPCI_DEVFN(6, 0), args);
 }
 
@@ -153,7 +170,7 @@ static void pair_arrive(Pair *p)
 
     server_start(&p->dst_server, "dst.sock",
                  !strcmp(program, "vfio-user-testdev") ? "track" : "log");
-    dev = device(&p->dst_server, "6.0", TRACKED);
+    dev = device(&p->dst_server, "6.0", properties);
     args = g_strdup_printf("%s -incoming file:%s -S", dev, p->stream);
     tracked_vm_start(&p->dst, 0, args);
     tracked_vm_wait(&p->dst, "completed");
@@ -169,7 +186,8 @@ static void pair_stop(Pair *p)
     g_free(p->stream);
 }
 
-static unsigned migrate(Pair *p, const char *option)
+/* Up to the end of the stream. */
+static void migrate_source(Pair *p, const char *option)
 {
     pair_start(p, option);
     tracked_vm_fill(&p->src);
@@ -180,8 +198,115 @@ static unsigned migrate(Pair *p, const char *option)
     tracked_vm_wait_switchover(&p->src);
     tracked_vm_scribble(&p->src, TESTDEV_CMD_DMA, 50);
     tracked_vm_finish(&p->src);
+}
+
+static unsigned migrate(Pair *p, const char *option)
+{
+    migrate_source(p, option);
     pair_arrive(p);
     return tracked_vm_differences(&p->src, &p->dst, dir);
+}
+
+/* ---------------------------------------------------------- proof mode */
+
+#define VERIFY  TRACKED ",\"write-tracking-verify\":true"
+
+/* Load a stream that is not to be loaded; returns the reason. */
+static char *pair_arrive_failing(Pair *p)
+{
+    g_autofree char *dev = NULL;
+    g_autofree char *args = NULL;
+    g_autofree char *uri = g_strdup_printf("file:%s", p->stream);
+
+    server_start(&p->dst_server, "dst.sock", "track");
+    dev = device(&p->dst_server, "6.0", properties);
+    args = g_strdup_printf("%s -incoming defer -S", dev);
+    tracked_vm_start(&p->dst, 0, args);
+    qtest_qmp_assert_success(p->dst.qts,
+        "{ 'execute': 'migrate-incoming', 'arguments': {"
+        "  'uri': %s, 'exit-on-error': false } }", uri);
+    return tracked_vm_wait_failed(&p->dst);
+}
+
+static int64_t verify_stat(TrackedVM *vm, const char *name)
+{
+    int64_t value = -1;
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-stats', 'arguments': {"
+                                    "  'target': 'vm' } }");
+    QDict *provider;
+    const QListEntry *e;
+
+    provider = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(provider, "stats"), e) {
+        QDict *stat = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!strcmp(qdict_get_str(stat, "name"), name)) {
+            value = qdict_get_int(stat, "value");
+        }
+    }
+    qobject_unref(rsp);
+    return value;
+}
+
+static void test_verify(void)
+{
+    unsigned missed;
+    Pair p;
+
+    properties = VERIFY;
+    missed = migrate(&p, "track");
+    g_assert_cmpint(missed, ==, 0);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-missed-pages"), ==, 0);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-time-ns"), >, 0);
+    pair_stop(&p);
+    properties = TRACKED;
+}
+
+/* A server that does not tell what it writes is found out, at both ends. */
+static void test_verify_faulty(void)
+{
+    g_autofree char *why = NULL;
+    QDict *event, *data;
+    Pair p;
+
+    properties = VERIFY;
+    lose = true;
+    migrate_source(&p, "track");
+    lose = false;
+    event = qtest_qmp_eventwait_ref(p.src.qts, "WRITE_TRACKING_MISSED");
+    data = qdict_get_qdict(event, "data");
+    g_assert_cmpstr(qdict_get_str(data, "block"), ==, "ram");
+    g_assert_cmpint(qdict_get_int(data, "offset"), >=, VM_DMA_START);
+    g_assert_cmpint(qdict_get_int(data, "offset"), <, VM_DMA_END);
+    g_assert_cmpint(qdict_get_int(data, "pages"), >, 0);
+    g_assert_cmpint(qdict_get_int(data, "round"), >, 1);
+    qobject_unref(event);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-missed-pages"), >, 0);
+
+    why = pair_arrive_failing(&p);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "pages differ from the source"));
+    pair_stop(&p);
+    properties = TRACKED;
+}
+
+/* There is no time when all of RAM is at one end. */
+static void test_verify_postcopy(void)
+{
+    Pair p;
+
+    properties = VERIFY;
+    pair_start(&p, "track");
+    qtest_qmp_assert_success(p.src.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'postcopy-ram',"
+        "                      'state': true } ] } }");
+    assert_migrate_fails(&p.src, "write-tracking-verify=on does not work with"
+                                 " the capability postcopy-ram");
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_free(p.stream);
+    properties = TRACKED;
 }
 
 static void test_tracked(void)
@@ -456,6 +581,10 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-user-tracking/unplugged", test_unplugged);
     qtest_add_func("/vfio-user-tracking/tracked", test_tracked);
     qtest_add_func("/vfio-user-tracking/faulty-server", test_faulty_server);
+    qtest_add_func("/vfio-user-tracking/verify", test_verify);
+    qtest_add_func("/vfio-user-tracking/verify-faulty", test_verify_faulty);
+    qtest_add_func("/vfio-user-tracking/verify-postcopy",
+                   test_verify_postcopy);
     qtest_add_func("/vfio-user-tracking/region-removed", test_region_removed);
     qtest_add_func("/vfio-user-tracking/no-tracker", test_no_tracker);
     qtest_add_func("/vfio-user-tracking/server-dies", test_server_dies);

@@ -173,7 +173,7 @@ static void enable_windows(PCITracker *pt, bool enable)
 static bool config_rw(VFIOPCIDevice *vdev, bool write, off_t at, uint16_t *val)
 {
     VFIODevice *vbasedev = &vdev->vbasedev;
-    uint16_t data = cpu_to_le16(*val);
+    uint16_t data = write ? cpu_to_le16(*val) : 0;
     int ret;
 
     if (write) {
@@ -340,6 +340,7 @@ static const WriteTrackSource source = {
     .stop = source_stop,
     .sync = source_sync,
     .covers = source_covers,
+    .by_address = true,
     .armed = source_armed,
 };
 

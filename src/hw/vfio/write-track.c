@@ -37,6 +37,13 @@
 static QTAILQ_HEAD(, WriteTracker) trackers = QTAILQ_HEAD_INITIALIZER(trackers);
 static WriteTrackCounts gone;   /* of devices that were unplugged */
 
+/* RAM that was unmapped in this transaction */
+typedef struct Removed {
+    ram_addr_t start, len;
+} Removed;
+
+static GArray *removed;
+
 /* ---------------------------------------------------------------- marking */
 
 void write_track_mark_ram(WriteTracker *t, ram_addr_t start, ram_addr_t len)
@@ -222,8 +229,42 @@ static void log_sync_global(MemoryListener *listener, bool last_stage)
     }
 }
 
+/*
+ * The device may have written there up to now, and at the next sync the address
+ * leads elsewhere.  VFIO's listener may be called after this one, and the
+ * device writes until then: mark it when all have been called.
+ */
+static void region_del(MemoryListener *listener, MemoryRegionSection *section)
+{
+    Removed range = { .len = int128_get64(section->size) };
+
+    if (is_writable_ram(section->mr)) {
+        range.start = memory_region_get_ram_addr(section->mr) +
+                      section->offset_within_region;
+        g_array_append_val(removed, range);
+    }
+}
+
+static void commit(MemoryListener *listener)
+{
+    WriteTracker *t;
+
+    QTAILQ_FOREACH(t, &trackers, next) {
+        for (guint i = 0; i < removed->len && t->source->by_address &&
+                          write_track_covers(t); i++) {
+            Removed *range = &g_array_index(removed, Removed, i);
+
+            trace_write_track_removed(t->name, range->start, range->len);
+            write_track_mark_ram(t, range->start, range->len);
+        }
+    }
+    g_array_set_size(removed, 0);
+}
+
 static MemoryListener write_track_listener = {
     .name = "write-track",
+    .region_del = region_del,
+    .commit = commit,
     /* fails only when there are trackers, so not when it is registered */
     .log_global_start = log_global_start,
     .log_global_stop = log_global_stop,
@@ -333,6 +374,7 @@ bool write_track_covers(WriteTracker *t)
 void write_track_add(WriteTracker *t)
 {
     if (QTAILQ_EMPTY(&trackers)) {
+        removed = g_array_new(false, false, sizeof(Removed));
         memory_listener_register(&write_track_listener, &address_space_memory);
     }
     QTAILQ_INSERT_TAIL(&trackers, t, next);
@@ -350,5 +392,6 @@ void write_track_del(WriteTracker *t)
     QTAILQ_REMOVE(&trackers, t, next);
     if (QTAILQ_EMPTY(&trackers)) {
         memory_listener_unregister(&write_track_listener);
+        g_array_free(removed, true);
     }
 }

@@ -58,6 +58,12 @@ typedef struct WriteTrackSource {
      */
     bool (*covers)(WriteTracker *t);
 
+    /**
+     * @by_address: what is marked at a sync is marked by address; so memory
+     * that is unmapped before is marked as a whole at that time
+     */
+    bool by_address;
+
     /** @armed: how many locations may be written now; may be NULL */
     uint64_t (*armed)(WriteTracker *t);
 } WriteTrackSource;
