@@ -574,6 +574,9 @@ static void test_late_timeout(void)
     g_test_message("%s", why);
     g_assert_nonnull(strstr(why, "did not let go of the device within 500 ms"));
     assert_plugged(&p);
+    /* what it lets go of when all is over is gone, as after device_del */
+    eject(&p);
+    qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
     pair_stop(&p);
 }
 

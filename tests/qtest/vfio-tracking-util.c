@@ -199,6 +199,31 @@ char *tracked_vm_wait_failed(TrackedVM *vm)
     g_error("the migration did not fail within %d s", WAIT_S);
 }
 
+char *tracked_vm_push_to_failure(TrackedVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'downtime-limit': 60000 } }");
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        QDict *state = query(vm);
+        const char *status = qdict_get_try_str(state, "status");
+
+        if (!g_strcmp0(status, "pre-switchover")) {
+            /* it may be over before this arrives */
+            qobject_unref(qtest_qmp(vm->qts,
+                "{ 'execute': 'migrate-continue', 'arguments': {"
+                "  'state': 'pre-switchover' } }"));
+        } else if (!g_strcmp0(status, "failed")) {
+            qobject_unref(state);
+            return tracked_vm_wait_failed(vm);
+        }
+        g_assert_cmpstr(status, !=, "completed");
+        qobject_unref(state);
+        g_usleep(20 * 1000);
+    }
+    g_error("the migration did not fail within %d s", WAIT_S);
+}
+
 /* -------------------------------------------------------------- comparison */
 
 static char *save_ram(TrackedVM *vm, const char *dir, const char *name)

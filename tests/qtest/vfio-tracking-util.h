@@ -61,6 +61,12 @@ void tracked_vm_finish(TrackedVM *vm);
 /* The error of a migration that failed; must be freed with g_free(). */
 char *tracked_vm_wait_failed(TrackedVM *vm);
 
+/*
+ * The same for one that may be at any stage, or waits before the switchover:
+ * whatever it still needs is given.
+ */
+char *tracked_vm_push_to_failure(TrackedVM *vm);
+
 /* How many pages of the DMA area differ between the two VMs? */
 unsigned tracked_vm_differences(TrackedVM *a, TrackedVM *b, const char *dir);
 

@@ -20,6 +20,7 @@
 #define ACPI_PCIHP_ADDR_ICH9    0x0cc0
 #define PCI_EJ_BASE             0x0008
 #define SERVER_START_S          20
+#define DEATHS                  6
 
 typedef struct Server {
     char *path;
@@ -440,6 +441,29 @@ static void test_server_dies(void)
     g_free(p.stream);
 }
 
+/* The same at any time: it fails, and the VM can be asked and ended. */
+static void test_server_dies_anywhere(void)
+{
+    for (int i = 0; i < DEATHS; i++) {
+        g_autofree char *why = NULL;
+        unsigned us = tracked_random(i % 2 ? 1000 * 1000 : 20 * 1000);
+        Pair p;
+
+        pair_start(&p, "track");
+        tracked_vm_fill(&p.src);
+        tracked_vm_migrate(&p.src, p.stream);
+        g_usleep(us);
+        kill(p.src_server.pid, SIGKILL);
+        why = tracked_vm_push_to_failure(&p.src);
+        g_test_message("after %u us: %s", us, why);
+        qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
+        tracked_vm_stop(&p.src);
+        server_stop(&p.src_server);
+        g_unlink(p.stream);
+        g_free(p.stream);
+    }
+}
+
 /* ---------------------------- DMA logging, by a server without the library */
 
 static void test_logged(gconstpointer opaque)
@@ -588,6 +612,8 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-user-tracking/region-removed", test_region_removed);
     qtest_add_func("/vfio-user-tracking/no-tracker", test_no_tracker);
     qtest_add_func("/vfio-user-tracking/server-dies", test_server_dies);
+    qtest_add_func("/vfio-user-tracking/server-dies-anywhere",
+                   test_server_dies_anywhere);
     qtest_add_data_func("/vfio-user-tracking/logged", "log", test_logged);
     qtest_add_data_func("/vfio-user-tracking/mad", "mad", test_logged);
     qtest_add_data_func("/vfio-user-tracking/refuse", "refuse",
