@@ -19,12 +19,14 @@
 #include "hw/qdev-properties.h"
 #include "migration/failover-late.h"
 #include "migration/misc.h"
-#include "migration/qemu-file.h"
+#include "migration.h"
+#include "qemu-file.h"
 #include "qapi/util.h"
 #include "system/runstate.h"
 #include "trace.h"
 
 #define POLL_MS         10
+#define PASS_MS         500     /* between passes that wait for a guest */
 
 static QTAILQ_HEAD(, FailoverLate) pairs = QTAILQ_HEAD_INITIALIZER(pairs);
 static unsigned nr_pairs;       /* changed with the BQL, read without */
@@ -119,20 +121,41 @@ static bool ready(FailoverLate *late)
     return false;
 }
 
-bool failover_late_ready(void)
+/* Neither cancelled nor failed, here or in the stream. */
+static bool is_going_on(void)
+{
+    MigrationState *s = migrate_get_current();
+
+    return qatomic_read(&s->state) == MIGRATION_STATUS_ACTIVE &&
+           !migrate_has_error(s) && !qemu_file_get_error(s->to_dst_file);
+}
+
+static bool all_ready(void)
 {
     FailoverLate *late;
     bool all = true;
 
-    if (!qatomic_read(&nr_pairs)) {
-        return true;
-    }
-    bql_lock();
+    BQL_LOCK_GUARD();
     QTAILQ_FOREACH(late, &pairs, next) {
         all &= ready(late);
     }
-    bql_unlock();
-    if (!all) {
+    return all;
+}
+
+/*
+ * Each pass has the dirty pages looked for, with the BQL and, with KVM, all of
+ * memory write-protected again.  One after the other would starve the guest
+ * that is to let go, so there is some time between them.
+ */
+bool failover_late_ready(void)
+{
+    bool all;
+
+    if (!qatomic_read(&nr_pairs)) {
+        return true;
+    }
+    for (int ms = 0; !(all = all_ready()) && ms < PASS_MS && is_going_on();
+         ms += POLL_MS) {
         g_usleep(POLL_MS * 1000);
     }
     return all;

@@ -42,7 +42,8 @@ WATCH = '''
 watcher=$!
 '''
 FILL = f'''
-head -c 8M /dev/urandom >/tmp/random
+head -c 8192k /dev/urandom >/tmp/random
+[ -s /tmp/random ] || exit 3
 n=0; while [ $n -lt {BALLAST * 8} ]; do
     cat /tmp/random; n=$((n + 1)); done >/tmp/ballast
 ( while :; do

@@ -11,14 +11,16 @@ from traffic import TRAFFIC
 
 ROUNDS = 20 if os.environ.get('HOTPATH_LONG') == '1' else 1
 
+# The guest of a card receives as long as it has it.
 SCRIPT = TRAFFIC + '''
-up igbvf 2 || exit 1
-( while [ -n "$(card igbvf)" ]; do
-      wget -q -O /dev/null http://10.2.0.1:8002/down || usleep 100000
+up {driver} {network} || exit 1
+( while [ -n "$(card {driver})" ]; do
+      wget -q -O /dev/null http://10.{network}.0.1:800{network}/down ||
+          usleep 100000
   done ) &
 result boot $(cat /proc/sys/kernel/random/boot_id)
 park receiving
-result card "$(card igbvf)"
+result card "$(card {driver})"
 result boot $(cat /proc/sys/kernel/random/boot_id)
 '''
 
@@ -30,6 +32,8 @@ ARGS = ['-netdev', 'user,id=h1,restrict=on']
 
 
 class WriteTracking(traffic.TrafficTest):
+    # a host of its own: it uses the e1000e, which has no reset
+    lab_name = 'write-tracking'
 
     def wait_status(self, guest, wanted):
         while True:
@@ -61,14 +65,16 @@ class WriteTracking(traffic.TrafficTest):
         self.assertEqual(info['marked-all'], 0, info)
         self.assertEqual(stats['write-verify-missed-pages'], 0)
 
-    def one(self, address, number):
+    def one(self, name, address, model, driver, network):
         fast = (f'vfio-pci,host={address},romfile=,id=fast,bus=rp2,'
-                'failover_pair_id=net1,write-tracking=igb')
-        with self.lab.guest(f'source{number}', SCRIPT,
+                f'failover_pair_id=net1,write-tracking={model}')
+        script = (SCRIPT.replace('{driver}', driver)
+                  .replace('{network}', str(network)))
+        with self.lab.guest(f'source-{name}', script,
                             devices=[*PORTS, fast], args=ARGS,
                             log='write_track_sync') as source:
             source.wait_parked('receiving')
-            with self.lab.guest(f'target{number}', None, devices=PORTS, args=[
+            with self.lab.guest(f'target-{name}', None, devices=PORTS, args=[
                     *ARGS, '-S', '-incoming', 'unix:/tmp/wt'],
                     log='write_verify_loaded') as target:
                 self.migrate(source, target)
@@ -82,7 +88,7 @@ class WriteTracking(traffic.TrafficTest):
         self.assertEqual(results['card'], '')
         self.assertEqual(results['boot'], source.results['boot'])
 
-    def test_late_unplug(self):
+    def test_igb_vf(self):
         """The card receives until RAM has converged; no page is missed."""
         if ROUNDS == 1:
             print('one migration (HOTPATH_LONG=1 makes 20)', flush=True)
@@ -90,7 +96,13 @@ class WriteTracking(traffic.TrafficTest):
         self.serve(2, 4096)
         for number in range(ROUNDS):
             signal.alarm(labtest.TEST_LIMIT_S)
-            self.one(address, number)
+            self.one(f'vf{number}', address, 'igb', 'igbvf', 2)
+
+    def test_e1000e(self):
+        """The same with other rings."""
+        address = self.lab.run('a=$(pci_find 8086:10d3); to_vfio $a; echo $a')
+        self.serve(1, 4096)
+        self.one('e1000e', address, 'e1000', 'e1000e', 1)
 
 
 if __name__ == '__main__':

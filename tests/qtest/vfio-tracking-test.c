@@ -258,6 +258,21 @@ static QDict *tracking_info(TrackedVM *vm)
     return info;
 }
 
+/* The traps go just after the migration has got the status "completed". */
+static QDict *tracking_info_ended(TrackedVM *vm)
+{
+    for (int i = 0; i < 500; i++) {
+        QDict *info = tracking_info(vm);
+
+        if (!qdict_get_bool(info, "active")) {
+            return info;
+        }
+        qobject_unref(info);
+        g_usleep(10 * 1000);
+    }
+    g_error("tracking has not ended");
+}
+
 static void test_walker(gconstpointer mode)
 {
     g_autofree char *dev = device("igb0", 1);
@@ -267,7 +282,7 @@ static void test_walker(gconstpointer mode)
                                                 args, stream);
     TrackedVM src, dst;
     Driver driver;
-    QDict *info;
+    QDict *info, *round;
     unsigned missed;
 
     fake_vfio("");
@@ -279,6 +294,7 @@ static void test_walker(gconstpointer mode)
     info = tracking_info(&src);
     g_assert_cmpstr(qdict_get_str(info, "source"), ==, "walker");
     g_assert_false(qdict_get_bool(info, "active"));
+    g_assert_false(qdict_haskey(info, "last-round"));
     g_assert_cmpint(qdict_get_int(info, "traps"), ==, 0);
     qobject_unref(info);
 
@@ -295,7 +311,7 @@ static void test_walker(gconstpointer mode)
     qobject_unref(info);
     tracked_vm_finish(&src);
 
-    info = tracking_info(&src);
+    info = tracking_info_ended(&src);
     g_test_message("syncs %" PRId64 " pages %" PRId64 " traps %" PRId64
                    " time %" PRId64 " ns", qdict_get_int(info, "syncs"),
                    qdict_get_int(info, "marked-pages"),
@@ -305,6 +321,11 @@ static void test_walker(gconstpointer mode)
     g_assert_cmpint(qdict_get_int(info, "traps"), >=, 40);
     g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
     g_assert_cmpint(qdict_get_int(info, "armed"), ==, 0);
+    /* the last packets, and what is still in the ring */
+    round = qdict_get_qdict(info, "last-round");
+    g_assert_cmpint(qdict_get_int(round, "marked-pages"), >, 0);
+    g_assert_cmpint(qdict_get_int(round, "marked-pages"), <=, 2 * RING + 1);
+    g_assert_cmpint(qdict_get_int(round, "marked-all"), ==, 0);
     /* two pages a buffer when it is posted, and the ring at each sync */
     g_assert_cmpint(qdict_get_int(info, "marked-pages"), <,
                     2 * 42 * RING +
@@ -574,6 +595,7 @@ static void test_late_timeout(void)
     g_test_message("%s", why);
     g_assert_nonnull(strstr(why, "did not let go of the device within 500 ms"));
     assert_plugged(&p);
+    qobject_unref(tracking_info_ended(&p.vm));
     /* what it lets go of when all is over is gone, as after device_del */
     eject(&p);
     qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");

@@ -346,6 +346,40 @@ static void test_tracked(void)
     pair_stop(&p);
 }
 
+static bool is_master(TrackedVM *vm)
+{
+    return qpci_config_readw(vm->dev, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
+/* Given up before the switchover: the device goes on, and it can be repeated */
+static void test_cancelled(void)
+{
+    unsigned missed;
+    Pair p;
+
+    pair_start(&p, "track");
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    g_assert_true(is_master(&p.src));
+    tracked_vm_wait_switchover(&p.src);
+    g_assert_false(is_master(&p.src));
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.src, "cancelled");
+    qtest_qmp_eventwait(p.src.qts, "RESUME");
+    g_assert_true(is_master(&p.src));
+
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    tracked_vm_wait_switchover(&p.src);
+    tracked_vm_finish(&p.src);
+    pair_arrive(&p);
+    missed = tracked_vm_differences(&p.src, &p.dst, dir);
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, ==, 0);
+    pair_stop(&p);
+}
+
 /* The test would notice: this server does not tell what it writes. */
 static void test_faulty_server(void)
 {
@@ -604,6 +638,7 @@ int main(int argc, char **argv)
                         test_blocked);
     qtest_add_func("/vfio-user-tracking/unplugged", test_unplugged);
     qtest_add_func("/vfio-user-tracking/tracked", test_tracked);
+    qtest_add_func("/vfio-user-tracking/cancelled", test_cancelled);
     qtest_add_func("/vfio-user-tracking/faulty-server", test_faulty_server);
     qtest_add_func("/vfio-user-tracking/verify", test_verify);
     qtest_add_func("/vfio-user-tracking/verify-faulty", test_verify_faulty);

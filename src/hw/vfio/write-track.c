@@ -195,6 +195,7 @@ static void sync_tracker(WriteTracker *t, bool last)
     t->round.syncs = 1;
     t->round.time_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - start_ns;
     round = t->round;
+    t->last_round = round;
     t->round = nothing;
     add_counts(&t->total, &round);
     trace_write_track_sync(t->name, last, round.pages, round.all, round.traps,
@@ -316,6 +317,21 @@ static const HotpathStatsGroup stats_group = {
     .read = read_stats,
 };
 
+static WriteTrackingRound *last_round(WriteTracker *t)
+{
+    WriteTrackingRound *round;
+
+    if (!t->last_round.syncs) {
+        return NULL;
+    }
+    round = g_new0(WriteTrackingRound, 1);
+    round->marked_pages = t->last_round.pages;
+    round->marked_all = t->last_round.all;
+    round->traps = t->last_round.traps;
+    round->time_ns = t->last_round.time_ns;
+    return round;
+}
+
 WriteTrackingInfoList *qmp_query_write_tracking(Error **errp)
 {
     WriteTrackingInfoList *list = NULL, **tail = &list;
@@ -334,6 +350,7 @@ WriteTrackingInfoList *qmp_query_write_tracking(Error **errp)
         info->marked_all_reason = g_strdup(t->why_all);
         info->traps = t->total.traps + t->round.traps;
         info->time_ns = t->total.time_ns;
+        info->last_round = last_round(t);
         QAPI_LIST_APPEND(tail, info);
     }
     return list;
@@ -361,6 +378,15 @@ void hmp_info_write_tracking(Monitor *mon, const QDict *qdict)
                        info->marked_all_reason ?: "",
                        info->marked_all_reason ? ")" : "", info->traps,
                        info->time_ns);
+        if (info->last_round) {
+            monitor_printf(mon, "  last round: marked pages %" PRIu64
+                           ", marked all %" PRIu64 ", traps %" PRIu64
+                           ", time %" PRIu64 " ns\n",
+                           info->last_round->marked_pages,
+                           info->last_round->marked_all,
+                           info->last_round->traps,
+                           info->last_round->time_ns);
+        }
     }
 }
 

@@ -87,7 +87,7 @@ struct WriteTracker {
 
     /* Private */
     bool logging;
-    WriteTrackCounts total, round;
+    WriteTrackCounts total, round, last_round;
     const char *why_all;        /* the last reason; static text */
     QTAILQ_ENTRY(WriteTracker) next;
 };

@@ -57,8 +57,9 @@ void failover_late_del(FailoverLate *late);
  * Asks the guests for the devices when it is called first.  If the VM does not
  * run, or a guest takes longer than it may, the migration's error is set.
  *
- * Context: the migration thread, without the BQL.  Waits for some milliseconds
- * when it is not ready, so that the caller does not spin.
+ * Context: the migration thread, without the BQL.  Waits for up to half a
+ * second when it is not ready, unless the migration ends; the caller makes a
+ * pass then.
  *
  * Returns: true if no device is left to be let go of
  */
