@@ -63,7 +63,7 @@ def standby(unplug):
 ARGS = ['-netdev', 'user,id=h1,restrict=on', '-msg', 'timestamp=on']
 
 
-# --------------------------------------------------------------- synthetic rings
+# ------------------------------------------------------------ synthetic rings
 
 def measure():
     """Return {name: figure} of one run of the unit test's benchmark."""
@@ -208,8 +208,9 @@ def true_pages(lab, limit):
     found = []
     text = (lab.folder / 'cpu.log').read_text(errors='replace')
     for line in text.splitlines():
-        m = re.search(r'igb_rx_desc_buff_write buffer \d+, addr: 0x([0-9a-f]+),'
-                      r' offset: (\d+), from: \S+ length: (\d+)', line)
+        m = re.search(r'igb_rx_desc_buff_write buffer \d+, '
+                      r'addr: 0x([0-9a-f]+), offset: (\d+), from: \S+ '
+                      r'length: (\d+)', line)
         if m:
             start = int(m[1], 16) + int(m[2])
             if start < limit and int(m[3]):
@@ -238,14 +239,16 @@ def precision(say):
     """Receive while a migration runs; marked against written pages."""
     runs, rates = [], []
     with Lab('bench-precision', say=say, extra=[
-            '-trace', 'igb_rx_desc_buff_write', '-msg', 'timestamp=on']) as lab:
+            '-trace', 'igb_rx_desc_buff_write',
+            '-msg', 'timestamp=on']) as lab:
         serve(lab)
         for number in range(LAB_PAIRS):
             address = vf_address(lab, 0)
             card = (f'vfio-pci,host={address},romfile=,id=fast,bus=rp2,'
                     'failover_pair_id=net1,write-tracking=igb')
-            with lab.guest(f'precise{number}', FAST + 'park ready\nsleep 300\n',
-                           devices=[*PORTS, standby('late'), card], args=ARGS,
+            with lab.guest(f'precise{number}',
+                           FAST + 'park ready\nsleep 300\n', devices=[
+                               *PORTS, standby('late'), card], args=ARGS,
                            log='write_track_sync,write_track_start') as guest:
                 guest.wait_parked('ready')
                 guest.resume()
@@ -261,11 +264,12 @@ def precision(say):
                 lines = guest.trace('write_track_sync')
                 syncs = [(stamp(line), int(re.search(r'pages (\d+)', line)[1]))
                          for line in lines]
-            marked, written = compare(syncs, true_pages(lab, 256 << 20), offset)
+            marked, written = compare(syncs, true_pages(lab, 256 << 20),
+                                      offset)
             if not written:
                 raise BenchError('the card wrote nothing between the syncs')
-            say(f'{len(syncs)} syncs, marked {marked} pages, written {written},'
-                f' {rates[-1]:.0f} traps/s')
+            say(f'{len(syncs)} syncs, marked {marked} pages, '
+                f'written {written}, {rates[-1]:.0f} traps/s')
             runs.append(marked / written)
     return [{
         'title': 'pages marked for each page written',
