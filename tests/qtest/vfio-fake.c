@@ -18,6 +18,11 @@
  *   dma*    DMA engine of vfio-testdev.h, can be migrated
  *   log*    the same, and it logs its DMA (DMA_LOGGING_*)
  *   nic*    the same engine as an Ethernet card that cannot be migrated
+ *   igb*    a virtual function of an 82576 with one receive queue and the
+ *           engine, can be migrated
+ *   vf*     the same, as it is: it cannot be migrated
+ *
+ * A name that has "log" in it stands for a device that logs.
  *
  * VFIO_FAKE holds options: "no-cap" hides the type1 IOMMU's dirty tracking.
  */
@@ -53,7 +58,7 @@ typedef struct Map {
 
 typedef struct FakeFd {
     enum { FD_NONE, FD_CONTAINER, FD_GROUP, FD_DEVICE } kind;
-    bool migratable, logs, ethernet;
+    bool migratable, logs, ethernet, igb;
     uint32_t state;
     /* pages written since the last report, as addresses */
     bool logging;
@@ -123,14 +128,19 @@ static void put(int fd, int region, int reg, uint32_t val, size_t size)
     }
 }
 
-static uint32_t get_bar(int fd, int reg)
+static uint32_t get_bar(int fd, off_t reg)
 {
     uint32_t val = 0;
 
-    if (syscall(SYS_pread64, fd, &val, 4, (off_t)reg) != 4) {
+    if (syscall(SYS_pread64, fd, &val, 4, reg) != 4) {
         abort();
     }
     return val;
+}
+
+static uint32_t get_config(int fd, int reg)
+{
+    return get_bar(fd, region_offset(VFIO_PCI_CONFIG_REGION_INDEX) + reg);
 }
 
 static void config(int fd, int reg, uint32_t val, size_t size)
@@ -146,13 +156,14 @@ static int device_new(const char *name)
     if (!dev || ftruncate(fd, region_offset(VFIO_PCI_NUM_REGIONS))) {
         return -1;
     }
-    dev->logs = !strncmp(name, "log", 3);
-    dev->ethernet = !strncmp(name, "nic", 3);
+    dev->logs = strstr(name, "log");
+    dev->ethernet = !strncmp(name, "nic", 3) || !strncmp(name, "vf", 2);
+    dev->igb = !strncmp(name, "igb", 3) || !strncmp(name, "vf", 2);
     dev->migratable = !dev->ethernet;
     dev->state = VFIO_DEVICE_STATE_RUNNING;
 
-    config(fd, PCI_VENDOR_ID, TESTDEV_VENDOR, 2);
-    config(fd, PCI_DEVICE_ID, TESTDEV_DEVICE, 2);
+    config(fd, PCI_VENDOR_ID, dev->igb ? 0x8086 : TESTDEV_VENDOR, 2);
+    config(fd, PCI_DEVICE_ID, dev->igb ? 0x10ca : TESTDEV_DEVICE, 2);
     config(fd, PCI_CLASS_REVISION, (dev->ethernet ? 0x020000 : 0xff0000) << 8,
            4);
     config(fd, PCI_STATUS, PCI_STATUS_CAP_LIST, 2);
@@ -189,6 +200,43 @@ static int dma_write(uint64_t iova, uint8_t byte)
     return -EFAULT;
 }
 
+static uint64_t dma_read64(uint64_t iova)
+{
+    for (size_t i = 0; i < nr_maps; i++) {
+        if (iova - maps[i].iova < maps[i].size) {
+            return *(uint64_t *)(uintptr_t)(maps[i].vaddr + iova -
+                                            maps[i].iova);
+        }
+    }
+    return 0;
+}
+
+/* Fill the buffers that are posted; the write-back destroys their addresses. */
+static int receive(int fd, uint32_t packets)
+{
+    uint64_t base = get_bar(fd, TESTDEV_RDBAL) |
+                    (uint64_t)get_bar(fd, TESTDEV_RDBAH) << 32;
+    uint32_t entries = get_bar(fd, TESTDEV_RDLEN) / 16;
+    uint32_t head = get_bar(fd, TESTDEV_RDH);
+    int ret = 0;
+
+    while (packets-- && head != get_bar(fd, TESTDEV_RDT) && !ret) {
+        uint64_t addr = dma_read64(base + 16 * head);
+
+        log_page(addr);
+        log_page(base + 16 * head);
+        for (uint32_t i = 0; i < TESTDEV_PACKET && !ret; i++) {
+            ret = dma_write(addr + i, get_bar(fd, TESTDEV_FILL));
+        }
+        for (uint32_t i = 0; i < 16 && !ret; i++) {
+            ret = dma_write(base + 16 * head + i, 0xdd);
+        }
+        head = (head + 1) % entries;
+    }
+    put(fd, 0, TESTDEV_RDH, head, 4);
+    return ret;
+}
+
 static void device_command(int fd, uint32_t cmd)
 {
     uint64_t addr = get_bar(fd, TESTDEV_ADDR_LO) |
@@ -196,11 +244,15 @@ static void device_command(int fd, uint32_t cmd)
     uint32_t len = get_bar(fd, TESTDEV_LEN);
     int ret = 0;
 
-    if (cmd == TESTDEV_CMD_DMA) {
+    if (!(get_config(fd, PCI_COMMAND) & PCI_COMMAND_MASTER)) {
+        ret = -EPERM;
+    } else if (cmd == TESTDEV_CMD_DMA) {
         log_page(addr);
         for (uint32_t i = 0; i < len && !ret; i++) {
             ret = dma_write(addr + i, get_bar(fd, TESTDEV_FILL));
         }
+    } else if (cmd == TESTDEV_CMD_RECEIVE && fds[fd].igb) {
+        ret = receive(fd, len);
     } else {
         ret = -ENOSYS;
     }

@@ -28,7 +28,17 @@ enum {
     TESTDEV_CMD_MESSAGE = 2,    /* vfio-user: write by VFIO_USER_DMA_WRITE */
     TESTDEV_CMD_READ = 3,       /* vfio-user: sum by VFIO_USER_DMA_READ */
     TESTDEV_CMD_IRQ = 4,        /* trigger an MSI-X vector */
+    TESTDEV_CMD_RECEIVE = 5,    /* igb*: receive TESTDEV_LEN packets */
 };
+
+/* igb*: receive queue 0, as an 82576 virtual function has it */
+#define TESTDEV_RDBAL       0x2800
+#define TESTDEV_RDBAH       0x2804
+#define TESTDEV_RDLEN       0x2808
+#define TESTDEV_SRRCTL      0x280c
+#define TESTDEV_RDH         0x2810
+#define TESTDEV_RDT         0x2818
+#define TESTDEV_PACKET      2048    /* bytes of each packet */
 
 #define TESTDEV_VECTORS     4
 

@@ -11,10 +11,12 @@
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
 #include "libqtest.h"
+#include "hw/pci/pci_regs.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "vfio-tracking-util.h"
 
@@ -179,6 +181,488 @@ static void test_beside_primary(void)
     real_vfio();
 }
 
+/* ------------------------------------------------------------------- walker */
+
+#define RING            64              /* entries */
+#define RING_ADDR       (VM_DMA_START + 0x10000)
+
+typedef struct Driver {
+    TrackedVM *vm;
+    uint32_t tail;
+} Driver;
+
+static void write_reg(TrackedVM *vm, uint32_t reg, uint32_t val)
+{
+    qpci_io_writel(vm->dev, vm->bar, reg, val);
+}
+
+/* Post @count buffers at random places; they may cross pages. */
+static void driver_post(Driver *d, unsigned count)
+{
+    for (; count; count--) {
+        uint64_t addr = VM_DMA_START + 0x100000 +
+                        2 * tracked_random((VM_DMA_END - VM_DMA_START -
+                                            0x200000) / 2);
+
+        qtest_writeq(d->vm->qts, RING_ADDR + 16 * d->tail, addr);
+        qtest_writeq(d->vm->qts, RING_ADDR + 16 * d->tail + 8, 0);
+        d->tail = (d->tail + 1) % RING;
+    }
+    write_reg(d->vm, TESTDEV_RDT, d->tail);
+}
+
+/* The ring anew; @first, if not 0, is the address of its first buffer. */
+static void driver_start_at(Driver *d, TrackedVM *vm, uint64_t first)
+{
+    *d = (Driver) { .vm = vm };
+    write_reg(vm, TESTDEV_RDBAL, RING_ADDR);
+    write_reg(vm, TESTDEV_RDBAH, 0);
+    write_reg(vm, TESTDEV_RDLEN, RING * 16);
+    write_reg(vm, TESTDEV_SRRCTL, TESTDEV_PACKET / 1024 | 1 << 25);
+    write_reg(vm, TESTDEV_RDH, 0);
+    write_reg(vm, TESTDEV_RDT, 0);
+    if (first) {
+        qtest_writeq(vm->qts, RING_ADDR, first);
+        qtest_writeq(vm->qts, RING_ADDR + 8, 0);
+        d->tail = 1;
+    }
+    driver_post(d, RING - 1 - d->tail);
+}
+
+static void driver_start(Driver *d, TrackedVM *vm)
+{
+    driver_start_at(d, vm, 0);
+}
+
+/* The ring wraps: packets come in, and as many buffers are posted again. */
+static void driver_traffic(Driver *d, unsigned rounds)
+{
+    while (rounds--) {
+        unsigned count = 1 + tracked_random(RING - 1);
+
+        g_assert_cmpint(tracked_vm_command(d->vm, TESTDEV_CMD_RECEIVE, 0,
+                                           count, tracked_random(256)), ==, 0);
+        driver_post(d, count);
+    }
+}
+
+static QDict *tracking_info(TrackedVM *vm)
+{
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-write-tracking' }");
+    QList *list = qdict_get_qlist(rsp, "return");
+    QDict *info;
+
+    g_assert_cmpint(qlist_size(list), ==, 1);
+    info = qobject_to(QDict, qlist_pop(list));
+    qobject_unref(rsp);
+    return info;
+}
+
+/* The traps go just after the migration has got the status "completed". */
+static QDict *tracking_info_ended(TrackedVM *vm)
+{
+    for (int i = 0; i < 500; i++) {
+        QDict *info = tracking_info(vm);
+
+        if (!qdict_get_bool(info, "active")) {
+            return info;
+        }
+        qobject_unref(info);
+        g_usleep(10 * 1000);
+    }
+    g_error("tracking has not ended");
+}
+
+static void test_walker(gconstpointer mode)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=%s",
+                                            dev, (char *)mode);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                args, stream);
+    TrackedVM src, dst;
+    Driver driver;
+    QDict *info, *round;
+    unsigned missed;
+
+    fake_vfio("");
+    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
+    driver_start(&driver, &src);
+    tracked_vm_fill(&src);
+    driver_start(&driver, &src);
+    driver_traffic(&driver, 10);
+    info = tracking_info(&src);
+    g_assert_cmpstr(qdict_get_str(info, "source"), ==, "walker");
+    g_assert_false(qdict_get_bool(info, "active"));
+    g_assert_false(qdict_haskey(info, "last-round"));
+    g_assert_cmpint(qdict_get_int(info, "traps"), ==, 0);
+    qobject_unref(info);
+
+    tracked_vm_migrate(&src, stream);
+    driver_traffic(&driver, 20);
+    tracked_vm_wait_first_pass(&src);
+    driver_traffic(&driver, 20);
+    tracked_vm_wait_switchover(&src);
+    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_RECEIVE, 0, RING,
+                                       0x77), ==, 0);
+    info = tracking_info(&src);
+    g_assert_true(qdict_get_bool(info, "active"));
+    g_assert_cmpint(qdict_get_int(info, "armed"), ==, RING);
+    qobject_unref(info);
+    tracked_vm_finish(&src);
+
+    info = tracking_info_ended(&src);
+    g_test_message("syncs %" PRId64 " pages %" PRId64 " traps %" PRId64
+                   " time %" PRId64 " ns", qdict_get_int(info, "syncs"),
+                   qdict_get_int(info, "marked-pages"),
+                   qdict_get_int(info, "traps"),
+                   qdict_get_int(info, "time-ns"));
+    g_assert_cmpint(qdict_get_int(info, "syncs"), >=, 2);
+    g_assert_cmpint(qdict_get_int(info, "traps"), >=, 40);
+    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
+    g_assert_cmpint(qdict_get_int(info, "armed"), ==, 0);
+    /* the last packets, and what is still in the ring */
+    round = qdict_get_qdict(info, "last-round");
+    g_assert_cmpint(qdict_get_int(round, "marked-pages"), >, 0);
+    g_assert_cmpint(qdict_get_int(round, "marked-pages"), <=, 2 * RING + 1);
+    g_assert_cmpint(qdict_get_int(round, "marked-all"), ==, 0);
+    /* two pages a buffer when it is posted, and the ring at each sync */
+    g_assert_cmpint(qdict_get_int(info, "marked-pages"), <,
+                    2 * 42 * RING +
+                    (qdict_get_int(info, "syncs") + 1) * (2 * RING + 1));
+    g_assert_false(qdict_get_bool(info, "active"));
+    qobject_unref(info);
+
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    missed = tracked_vm_differences(&src, &dst, dir);
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, ==, 0);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&src);
+    real_vfio();
+}
+
+static void set_pam(TrackedVM *vm, uint8_t val)
+{
+    QPCIDevice *mch = qpci_device_find(vm->bus, QPCI_DEVFN(0, 0));
+
+    qpci_config_writeb(mch, 0x93, val);     /* 0xd0000 to 0xd7fff */
+    g_free(mch);
+}
+
+/*
+ * A buffer is written, and its memory unmapped before anyone looks; the ring
+ * then finds something else at its address.
+ */
+static void test_walker_region(void)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=igb",
+                                            dev);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                args, stream);
+    TrackedVM src, dst;
+    Driver driver;
+    QDict *info;
+
+    fake_vfio("");
+    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
+    set_pam(&src, 0x33);
+    tracked_vm_fill(&src);
+    driver_start(&driver, &src);
+    tracked_vm_migrate(&src, stream);
+    tracked_vm_wait_first_pass(&src);
+    tracked_vm_wait_switchover(&src);
+    /* the ring's first buffer is there from now on, and no sync has seen it */
+    driver_start_at(&driver, &src, 0xd0000);
+    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_RECEIVE, 0, 1, 0x42),
+                    ==, 0);
+    g_assert_cmphex(qtest_readb(src.qts, 0xd0000), ==, 0x42);
+    set_pam(&src, 0);
+    tracked_vm_finish(&src);
+    info = tracking_info(&src);
+    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
+    qobject_unref(info);
+
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    set_pam(&dst, 0x33);
+    g_assert_cmphex(qtest_readb(dst.qts, 0xd0000), ==, 0x42);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&src);
+    real_vfio();
+}
+
+/* A device that logs its DMA needs no walker, and gets none. */
+static void test_walker_superfluous(void)
+{
+    g_autofree char *dev = device("igb-log0", 1);
+    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=auto",
+                                            dev);
+    TrackedVM src;
+    Driver driver;
+    QDict *info;
+
+    fake_vfio("");
+    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
+    tracked_vm_fill(&src);
+    driver_start(&driver, &src);
+    tracked_vm_migrate(&src, stream);
+    driver_traffic(&driver, 5);
+    migrate_and_compare(&src, args);
+    info = tracking_info(&src);
+    g_assert_cmpint(qdict_get_int(info, "traps"), ==, 0);
+    g_assert_cmpint(qdict_get_int(info, "marked-pages"), ==, 0);
+    qobject_unref(info);
+    tracked_vm_stop(&src);
+    real_vfio();
+}
+
+/* Hot-plug says why a device cannot be had with that property. */
+static void test_walker_errors(void)
+{
+    static const struct {
+        const char *name, *machine, *mode, *why;
+    } cases[] = {
+        { "dma0", "", "igb", "write-tracking=igb does not know the device "
+                             "1234:0d3a" },
+        { "igb0", "", "e1000", "write-tracking=e1000 does not know the device "
+                               "8086:10ca" },
+        { "igb0", "", "igc", "'igc'" },
+        { "igb0", "-device intel-iommu,caching-mode=on", "igb",
+          "write-tracking=igb does not work behind a vIOMMU" },
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *unused = device(cases[i].name, 1);
+        g_autofree char *path = g_strdup_printf("%s/%s", dir, cases[i].name);
+        g_autofree char *args = g_strdup_printf(
+            "%s -device pcie-root-port,id=rp0,chassis=1", cases[i].machine);
+        TrackedVM vm;
+        QDict *rsp;
+        const char *desc;
+
+        fake_vfio("");
+        tracked_vm_start(&vm, 0, args);
+        rsp = qtest_qmp(vm.qts,
+            "{ 'execute': 'device_add', 'arguments': { 'bus': 'rp0',"
+            "  'driver': 'vfio-pci', 'id': 'dev', 'sysfsdev': %s,"
+            "  'write-tracking': %s } }", path, cases[i].mode);
+        g_assert_true(qdict_haskey(rsp, "error"));
+        desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
+        if (!strstr(desc, cases[i].why)) {
+            g_error("\"%s\" is not in \"%s\"", cases[i].why, desc);
+        }
+        qobject_unref(rsp);
+        tracked_vm_stop(&vm);
+        real_vfio();
+    }
+}
+
+/* ------------------------------------------------------------- late unplug */
+
+typedef struct Pair {
+    TrackedVM vm;
+    QVirtioPCIDevice *net;
+    Driver driver;
+    char *base;
+} Pair;
+
+static void pair_migrate(Pair *p)
+{
+    tracked_vm_migrate(&p->vm, stream);
+    /* a tenth of the memory is few enough, and more than the ring's buffers */
+    qtest_qmp_assert_success(p->vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'downtime-limit': 100 } }");
+}
+
+/* A standby that is to be unplugged late, and a card that receives. */
+static void pair_start(Pair *p, unsigned timeout_ms)
+{
+    g_autofree char *vf = device("vf0", 2);
+    g_autofree char *args = NULL;
+
+    p->base = g_strdup_printf(
+        "-device pcie-root-port,id=root0,addr=1.0,chassis=1 "
+        "-device pcie-root-port,id=root1,addr=2.0,chassis=2 "
+        "-device virtio-net,bus=root0,id=standby0,failover=on,romfile=,"
+        "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
+    args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=igb,"
+                           "failover_pair_id=standby0", p->base, vf);
+    fake_vfio("");
+    tracked_vm_start(&p->vm, 0, args);
+    p->net = negotiate_standby(&p->vm);
+    p->vm.dev = qpci_device_find(p->vm.bus, QPCI_DEVFN(2 << 5, 0));
+    g_assert_nonnull(p->vm.dev);
+    qpci_device_enable(p->vm.dev);
+    p->vm.bar = qpci_iomap(p->vm.dev, 0, NULL);
+    tracked_vm_fill(&p->vm);
+    driver_start(&p->driver, &p->vm);
+    pair_migrate(p);
+    driver_traffic(&p->driver, 3);
+}
+
+static void pair_stop(Pair *p)
+{
+    qos_object_destroy((QOSGraphObject *)p->net);
+    tracked_vm_stop(&p->vm);
+    real_vfio();
+    g_free(p->base);
+}
+
+/* The request comes when RAM has converged; the migration goes on. */
+static void wait_request(Pair *p)
+{
+    tracked_vm_wait_first_pass(&p->vm);
+    qtest_qmp_eventwait(p->vm.qts, "UNPLUG_PRIMARY");
+    tracked_vm_wait(&p->vm, "active");
+}
+
+static void eject(Pair *p)
+{
+    qtest_outl(p->vm.qts, ACPI_PCIHP_ADDR_ICH9 + PCI_EJ_BASE, 1);
+}
+
+static void test_late(void)
+{
+    g_autofree char *incoming = NULL;
+    TrackedVM dst;
+    unsigned missed;
+    Pair p;
+
+    pair_start(&p, 30000);
+    wait_request(&p);
+    /* the guest takes its time, and the card receives until it lets go */
+    for (int i = 0; i < 10; i++) {
+        driver_traffic(&p.driver, 2);
+        g_usleep(20 * 1000);
+        tracked_vm_wait(&p.vm, "active");
+    }
+    eject(&p);
+    g_assert_cmpint(tracked_vm_command(&p.vm, TESTDEV_CMD_RECEIVE, 0, 1, 0), ==,
+                    -EPERM);
+    tracked_vm_wait_switchover(&p.vm);
+    tracked_vm_finish(&p.vm);
+
+    incoming = g_strdup_printf("%s -incoming file:%s -S", p.base, stream);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    missed = tracked_vm_differences(&p.vm, &dst, dir);
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, ==, 0);
+    tracked_vm_stop(&dst);
+    pair_stop(&p);
+}
+
+/* The rest of a migration whose guest is about to be asked. */
+static void complete(Pair *p)
+{
+    pair_migrate(p);
+    wait_request(p);
+    driver_traffic(&p->driver, 2);
+    eject(p);
+    tracked_vm_wait_switchover(&p->vm);
+    tracked_vm_finish(&p->vm);
+}
+
+/* The device came back and works, once the guest has enabled it again. */
+static void assert_replugged(Pair *p)
+{
+    g_assert_cmphex(qpci_config_readw(p->vm.dev, PCI_COMMAND) &
+                    PCI_COMMAND_MASTER, ==, 0);
+    qpci_device_enable(p->vm.dev);
+    driver_start(&p->driver, &p->vm);
+    driver_traffic(&p->driver, 3);
+}
+
+static void assert_plugged(Pair *p)
+{
+    driver_start(&p->driver, &p->vm);
+    driver_traffic(&p->driver, 3);
+}
+
+/* The guest does not let go. */
+static void test_late_timeout(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    pair_start(&p, 500);
+    wait_request(&p);
+    why = tracked_vm_wait_failed(&p.vm);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "did not let go of the device within 500 ms"));
+    assert_plugged(&p);
+    qobject_unref(tracking_info_ended(&p.vm));
+    /* what it lets go of when all is over is gone, as after device_del */
+    eject(&p);
+    qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
+    pair_stop(&p);
+}
+
+/* A guest that does not run cannot let go. */
+static void test_late_paused(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    pair_start(&p, 30000);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'stop' }");
+    why = tracked_vm_wait_failed(&p.vm);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "the VM does not run"));
+    assert_plugged(&p);
+    pair_stop(&p);
+}
+
+/* Cancelled after the request: it ends when the guest has let go. */
+static void test_late_cancel(void)
+{
+    Pair p;
+
+    pair_start(&p, 30000);
+    wait_request(&p);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    g_usleep(300 * 1000);
+    tracked_vm_wait(&p.vm, "cancelling");
+    eject(&p);
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_replugged(&p);
+    /* and it can be had again */
+    complete(&p);
+    pair_stop(&p);
+}
+
+/* Cancelled when the guest has let go: it gets the device back. */
+static void test_late_cancel_ejected(void)
+{
+    Pair p;
+
+    pair_start(&p, 30000);
+    wait_request(&p);
+    eject(&p);
+    tracked_vm_wait_switchover(&p.vm);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_replugged(&p);
+    complete(&p);
+    pair_stop(&p);
+}
+
+/* Cancelled before the request: the guest has noticed nothing. */
+static void test_late_abort(void)
+{
+    Pair p;
+
+    pair_start(&p, 30000);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_plugged(&p);
+    pair_stop(&p);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -193,6 +677,19 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/device-log", test_device_log);
     qtest_add_func("/vfio-tracking/nothing", test_nothing);
     qtest_add_func("/vfio-tracking/beside-primary", test_beside_primary);
+    qtest_add_data_func("/vfio-tracking/walker/igb", "igb", test_walker);
+    qtest_add_data_func("/vfio-tracking/walker/auto", "auto", test_walker);
+    qtest_add_func("/vfio-tracking/walker/region", test_walker_region);
+    qtest_add_func("/vfio-tracking/walker/superfluous",
+                   test_walker_superfluous);
+    qtest_add_func("/vfio-tracking/walker/errors", test_walker_errors);
+    qtest_add_func("/vfio-tracking/late/unplug", test_late);
+    qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
+    qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
+    qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
+    qtest_add_func("/vfio-tracking/late/cancel-ejected",
+                   test_late_cancel_ejected);
+    qtest_add_func("/vfio-tracking/late/abort", test_late_abort);
 
     ret = g_test_run();
 

@@ -35,12 +35,8 @@ uint32_t tracked_random(uint32_t limit)
     return g_rand_int_range(rnd, 0, limit);
 }
 
-void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
+static void find_device(TrackedVM *vm, int devfn)
 {
-    memset(vm, 0, sizeof(*vm));
-    vm->qts = qtest_initf("-M q35,memory-backend=ram -m %d -nodefaults "
-                          "-object memory-backend-memfd,id=ram,size=%dM,"
-                          "share=on %s", VM_RAM_MIB, VM_RAM_MIB, args);
     vm->bus = qpci_new_pc(vm->qts, NULL);
     if (devfn) {
         vm->dev = qpci_device_find(vm->bus, devfn);
@@ -48,6 +44,22 @@ void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
         qpci_device_enable(vm->dev);
         vm->bar = qpci_iomap(vm->dev, 0, NULL);
     }
+}
+
+void tracked_vm_start(TrackedVM *vm, int devfn, const char *args)
+{
+    memset(vm, 0, sizeof(*vm));
+    vm->qts = qtest_initf("-M q35,memory-backend=ram -m %d -nodefaults "
+                          "-object memory-backend-memfd,id=ram,size=%dM,"
+                          "share=on %s", VM_RAM_MIB, VM_RAM_MIB, args);
+    find_device(vm, devfn);
+}
+
+void tracked_vm_start_private(TrackedVM *vm, int devfn, const char *args)
+{
+    memset(vm, 0, sizeof(*vm));
+    vm->qts = qtest_initf("-M q35 -m %d -nodefaults %s", VM_RAM_MIB, args);
+    find_device(vm, devfn);
 }
 
 void tracked_vm_stop(TrackedVM *vm)
@@ -182,6 +194,31 @@ char *tracked_vm_wait_failed(TrackedVM *vm)
             return why;
         }
         g_free(why);
+        g_usleep(20 * 1000);
+    }
+    g_error("the migration did not fail within %d s", WAIT_S);
+}
+
+char *tracked_vm_push_to_failure(TrackedVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'downtime-limit': 60000 } }");
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        QDict *state = query(vm);
+        const char *status = qdict_get_try_str(state, "status");
+
+        if (!g_strcmp0(status, "pre-switchover")) {
+            /* it may be over before this arrives */
+            qobject_unref(qtest_qmp(vm->qts,
+                "{ 'execute': 'migrate-continue', 'arguments': {"
+                "  'state': 'pre-switchover' } }"));
+        } else if (!g_strcmp0(status, "failed")) {
+            qobject_unref(state);
+            return tracked_vm_wait_failed(vm);
+        }
+        g_assert_cmpstr(status, !=, "completed");
+        qobject_unref(state);
         g_usleep(20 * 1000);
     }
     g_error("the migration did not fail within %d s", WAIT_S);

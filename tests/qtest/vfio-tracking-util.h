@@ -36,6 +36,8 @@ uint32_t tracked_random(uint32_t limit);
  * engine, 0 is for a VM without one.
  */
 void tracked_vm_start(TrackedVM *vm, int devfn, const char *args);
+/* The same with memory that no server can map. */
+void tracked_vm_start_private(TrackedVM *vm, int devfn, const char *args);
 void tracked_vm_stop(TrackedVM *vm);
 
 /* Run a command of the DMA engine; returns its status. */
@@ -58,6 +60,12 @@ void tracked_vm_wait_switchover(TrackedVM *vm);
 void tracked_vm_finish(TrackedVM *vm);
 /* The error of a migration that failed; must be freed with g_free(). */
 char *tracked_vm_wait_failed(TrackedVM *vm);
+
+/*
+ * The same for one that may be at any stage, or waits before the switchover:
+ * whatever it still needs is given.
+ */
+char *tracked_vm_push_to_failure(TrackedVM *vm);
 
 /* How many pages of the DMA area differ between the two VMs? */
 unsigned tracked_vm_differences(TrackedVM *a, TrackedVM *b, const char *dir);

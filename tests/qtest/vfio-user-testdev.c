@@ -10,6 +10,8 @@
  *
  *   track      tracks what is written (protocol: DIRTY_PAGES)
  *   lose       writes behind the tracker's back, as a faulty server would
+ *   mask       MSI-X vectors are masked until the client unmasks them, as those
+ *              of QEMU's own server are
  *
  * It serves one client, and ends with it or with the test.
  */
@@ -27,7 +29,8 @@
 
 static vfu_ctx_t *ctx;
 static uint32_t regs[BAR_SIZE / 4];
-static bool track, lose;
+static bool track, lose, mask;
+static bool unmasked[TESTDEV_VECTORS];
 
 static uint32_t reg(int offset)
 {
@@ -89,6 +92,24 @@ static int dma(uint32_t cmd)
                                                 cmd == TESTDEV_CMD_MESSAGE);
 }
 
+static int trigger(uint32_t vector)
+{
+    if (vector >= TESTDEV_VECTORS) {
+        return -EINVAL;
+    }
+    if (mask && !unmasked[vector]) {
+        return -EAGAIN;
+    }
+    return vfu_irq_trigger(ctx, vector) < 0 ? -errno : 0;
+}
+
+static void irq_state(vfu_ctx_t *c, uint32_t start, uint32_t count, bool masked)
+{
+    for (uint32_t i = start; i < start + count && i < TESTDEV_VECTORS; i++) {
+        unmasked[i] = !masked;
+    }
+}
+
 static void command(uint32_t cmd)
 {
     int ret;
@@ -100,7 +121,7 @@ static void command(uint32_t cmd)
         ret = dma(cmd);
         break;
     case TESTDEV_CMD_IRQ:
-        ret = vfu_irq_trigger(ctx, reg(TESTDEV_FILL)) < 0 ? -errno : 0;
+        ret = trigger(reg(TESTDEV_FILL));
         break;
     default:
         ret = -ENOSYS;
@@ -216,6 +237,9 @@ static void setup_pci(void)
         vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSIX_IRQ, TESTDEV_VECTORS) < 0) {
         err(1, "device");
     }
+    if (mask) {
+        vfu_setup_irq_state_callback(ctx, VFU_DEV_MSIX_IRQ, irq_state);
+    }
 }
 
 int main(int argc, char **argv)
@@ -223,12 +247,13 @@ int main(int argc, char **argv)
     int ret;
 
     if (argc < 2) {
-        errx(1, "usage: %s SOCKET [track] [lose]", argv[0]);
+        errx(1, "usage: %s SOCKET [track] [lose] [mask]", argv[0]);
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (int i = 2; i < argc; i++) {
         track |= !strcmp(argv[i], "track");
         lose |= !strcmp(argv[i], "lose");
+        mask |= !strcmp(argv[i], "mask");
     }
     ctx = vfu_create_ctx(VFU_TRANS_SOCK, argv[1], 0, NULL, VFU_DEV_TYPE_PCI);
     if (!ctx) {

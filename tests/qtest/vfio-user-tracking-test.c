@@ -12,12 +12,15 @@
 #include <glib/gstdio.h>
 #include <sys/wait.h>
 #include "libqtest.h"
+#include "hw/pci/pci_regs.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "vfio-tracking-util.h"
 
 #define ACPI_PCIHP_ADDR_ICH9    0x0cc0
 #define PCI_EJ_BASE             0x0008
 #define SERVER_START_S          20
+#define DEATHS                  6
 
 typedef struct Server {
     char *path;
@@ -25,17 +28,22 @@ typedef struct Server {
 } Server;
 
 static char *dir;
+static bool lose;               /* servers do not tell what they write */
+static const char *program = "vfio-user-testdev";
 
 static void server_start(Server *s, const char *name, const char *option)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *bin = g_path_get_dirname(self);
-    g_autofree char *prog = g_strdup_printf("%s/vfio-user-testdev", bin);
-    char *argv[] = { prog, NULL, (char *)option, NULL };
+    g_autofree char *prog = g_strdup_printf("%s/%s", bin, program);
+    char *argv[] = { prog, NULL, (char *)option, NULL, NULL };
     GError *err = NULL;
 
     s->path = g_strdup_printf("%s/%s", dir, name);
     argv[1] = s->path;
+    if (lose) {
+        argv[3] = (char *)"lose";
+    }
     g_unlink(s->path);
     g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL,
                   &s->pid, &err);
@@ -74,6 +82,21 @@ static void assert_migrate_refused(TrackedVM *vm, const char *why)
         g_error("\"%s\" is not in \"%s\"", why, desc);
     }
     qobject_unref(rsp);
+}
+
+/* The command is taken, and the migration fails. */
+static void assert_migrate_fails(TrackedVM *vm, const char *why)
+{
+    g_autofree char *desc = NULL;
+    QDict *rsp = qtest_qmp(vm->qts,
+                           "{ 'execute': 'migrate', 'arguments': {"
+                           "  'uri': 'exec:cat >/dev/null' } }");
+
+    qobject_unref(rsp);
+    desc = tracked_vm_wait_failed(vm);
+    if (!strstr(desc, why)) {
+        g_error("\"%s\" is not in \"%s\"", why, desc);
+    }
 }
 
 /* The server's state would stay behind, and what it writes would be lost. */
@@ -119,6 +142,488 @@ static void test_unplugged(void)
     server_stop(&server);
 }
 
+/* -------------------------------------------------------------- tracked */
+
+#define TRACKED ",\"enable-migration\":\"on\""
+
+static const char *properties = TRACKED;
+
+typedef struct Pair {
+    Server src_server, dst_server;
+    TrackedVM src, dst;
+    char *stream;
+} Pair;
+
+static void pair_start(Pair *p, const char *option)
+{
+    g_autofree char *args = NULL;
+
+    p->stream = g_strdup_printf("%s/stream", dir);
+    server_start(&p->src_server, "src.sock", option);
+    args = device(&p->src_server, "6.0", properties);
+    tracked_vm_start(&p->src, QPCI_DEVFN(6, 0), args);
+}
+
+static void pair_arrive(Pair *p)
+{
+    g_autofree char *dev = NULL;
+    g_autofree char *args = NULL;
+
+    server_start(&p->dst_server, "dst.sock",
+                 !strcmp(program, "vfio-user-testdev") ? "track" : "log");
+    dev = device(&p->dst_server, "6.0", properties);
+    args = g_strdup_printf("%s -incoming file:%s -S", dev, p->stream);
+    tracked_vm_start(&p->dst, 0, args);
+    tracked_vm_wait(&p->dst, "completed");
+}
+
+static void pair_stop(Pair *p)
+{
+    tracked_vm_stop(&p->src);
+    tracked_vm_stop(&p->dst);
+    server_stop(&p->src_server);
+    server_stop(&p->dst_server);
+    g_unlink(p->stream);
+    g_free(p->stream);
+}
+
+/* Up to the end of the stream. */
+static void migrate_source(Pair *p, const char *option)
+{
+    pair_start(p, option);
+    tracked_vm_fill(&p->src);
+    tracked_vm_migrate(&p->src, p->stream);
+    tracked_vm_scribble(&p->src, TESTDEV_CMD_DMA, 50);
+    tracked_vm_wait_first_pass(&p->src);
+    tracked_vm_scribble(&p->src, TESTDEV_CMD_DMA, 50);
+    tracked_vm_wait_switchover(&p->src);
+    tracked_vm_scribble(&p->src, TESTDEV_CMD_DMA, 50);
+    tracked_vm_finish(&p->src);
+}
+
+static unsigned migrate(Pair *p, const char *option)
+{
+    migrate_source(p, option);
+    pair_arrive(p);
+    return tracked_vm_differences(&p->src, &p->dst, dir);
+}
+
+/* ---------------------------------------------------------- proof mode */
+
+#define VERIFY  TRACKED ",\"write-tracking-verify\":true"
+
+/* Load a stream that is not to be loaded; returns the reason. */
+static char *pair_arrive_failing(Pair *p)
+{
+    g_autofree char *dev = NULL;
+    g_autofree char *args = NULL;
+    g_autofree char *uri = g_strdup_printf("file:%s", p->stream);
+
+    server_start(&p->dst_server, "dst.sock", "track");
+    dev = device(&p->dst_server, "6.0", properties);
+    args = g_strdup_printf("%s -incoming defer -S", dev);
+    tracked_vm_start(&p->dst, 0, args);
+    qtest_qmp_assert_success(p->dst.qts,
+        "{ 'execute': 'migrate-incoming', 'arguments': {"
+        "  'uri': %s, 'exit-on-error': false } }", uri);
+    return tracked_vm_wait_failed(&p->dst);
+}
+
+static int64_t verify_stat(TrackedVM *vm, const char *name)
+{
+    int64_t value = -1;
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-stats', 'arguments': {"
+                                    "  'target': 'vm' } }");
+    QDict *provider;
+    const QListEntry *e;
+
+    provider = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(provider, "stats"), e) {
+        QDict *stat = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!strcmp(qdict_get_str(stat, "name"), name)) {
+            value = qdict_get_int(stat, "value");
+        }
+    }
+    qobject_unref(rsp);
+    return value;
+}
+
+static void test_verify(void)
+{
+    unsigned missed;
+    Pair p;
+
+    properties = VERIFY;
+    missed = migrate(&p, "track");
+    g_assert_cmpint(missed, ==, 0);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-missed-pages"), ==, 0);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-time-ns"), >, 0);
+    pair_stop(&p);
+    properties = TRACKED;
+}
+
+/* A server that does not tell what it writes is found out, at both ends. */
+static void test_verify_faulty(void)
+{
+    g_autofree char *why = NULL;
+    QDict *event, *data;
+    Pair p;
+
+    properties = VERIFY;
+    lose = true;
+    migrate_source(&p, "track");
+    lose = false;
+    event = qtest_qmp_eventwait_ref(p.src.qts, "WRITE_TRACKING_MISSED");
+    data = qdict_get_qdict(event, "data");
+    g_assert_cmpstr(qdict_get_str(data, "block"), ==, "ram");
+    g_assert_cmpint(qdict_get_int(data, "offset"), >=, VM_DMA_START);
+    g_assert_cmpint(qdict_get_int(data, "offset"), <, VM_DMA_END);
+    g_assert_cmpint(qdict_get_int(data, "pages"), >, 0);
+    g_assert_cmpint(qdict_get_int(data, "round"), >, 1);
+    qobject_unref(event);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-missed-pages"), >, 0);
+
+    why = pair_arrive_failing(&p);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "pages differ from the source"));
+    pair_stop(&p);
+    properties = TRACKED;
+}
+
+/* There is no time when all of RAM is at one end. */
+static void test_verify_postcopy(void)
+{
+    Pair p;
+
+    properties = VERIFY;
+    pair_start(&p, "track");
+    qtest_qmp_assert_success(p.src.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'postcopy-ram',"
+        "                      'state': true } ] } }");
+    assert_migrate_fails(&p.src, "write-tracking-verify=on does not work with"
+                                 " the capability postcopy-ram");
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_free(p.stream);
+    properties = TRACKED;
+}
+
+static void test_tracked(void)
+{
+    QDict *rsp, *info;
+    unsigned missed;
+    Pair p;
+
+    missed = migrate(&p, "track");
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, ==, 0);
+
+    rsp = qtest_qmp(p.src.qts, "{ 'execute': 'query-write-tracking' }");
+    info = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+    g_assert_cmpstr(qdict_get_str(info, "source"), ==, "vfio-user");
+    g_assert_cmpint(qdict_get_int(info, "syncs"), >=, 2);
+    g_assert_cmpint(qdict_get_int(info, "marked-pages"), >, 100);
+    /* 150 writes of at most 4 pages: the rest of memory is not marked */
+    g_assert_cmpint(qdict_get_int(info, "marked-pages"), <=, 600);
+    qobject_unref(rsp);
+
+    /* for the last sync the device was made quiet */
+    g_assert_cmphex(qpci_config_readw(p.src.dev, PCI_COMMAND), ==,
+                    PCI_COMMAND_IO | PCI_COMMAND_MEMORY);
+
+    /* what QEMU keeps of the device arrived as well */
+    p.dst.dev = qpci_device_find(p.dst.bus, QPCI_DEVFN(6, 0));
+    p.dst.bar = p.src.bar;
+    g_assert_cmphex(qpci_config_readw(p.dst.dev, PCI_COMMAND), ==,
+                    PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    g_assert_cmphex(qpci_config_readl(p.dst.dev, PCI_BASE_ADDRESS_0), ==,
+                    qpci_config_readl(p.src.dev, PCI_BASE_ADDRESS_0));
+    g_assert_cmpint(tracked_vm_command(&p.dst, TESTDEV_CMD_DMA, VM_DMA_START,
+                                       VM_PAGE, 0x3c), ==, 0);
+    g_assert_cmphex(qtest_readb(p.dst.qts, VM_DMA_START), ==, 0x3c);
+    pair_stop(&p);
+}
+
+static bool is_master(TrackedVM *vm)
+{
+    return qpci_config_readw(vm->dev, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
+/* Given up before the switchover: the device goes on, and it can be repeated */
+static void test_cancelled(void)
+{
+    unsigned missed;
+    Pair p;
+
+    pair_start(&p, "track");
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    g_assert_true(is_master(&p.src));
+    tracked_vm_wait_switchover(&p.src);
+    g_assert_false(is_master(&p.src));
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.src, "cancelled");
+    qtest_qmp_eventwait(p.src.qts, "RESUME");
+    g_assert_true(is_master(&p.src));
+
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    tracked_vm_wait_switchover(&p.src);
+    tracked_vm_finish(&p.src);
+    pair_arrive(&p);
+    missed = tracked_vm_differences(&p.src, &p.dst, dir);
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, ==, 0);
+    pair_stop(&p);
+}
+
+/* The test would notice: this server does not tell what it writes. */
+static void test_faulty_server(void)
+{
+    unsigned missed;
+    Pair p;
+
+    lose = true;
+    missed = migrate(&p, "track");
+    lose = false;
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, >, 100);
+    pair_stop(&p);
+}
+
+static void set_pam(TrackedVM *vm, uint8_t val)
+{
+    QPCIDevice *mch = qpci_device_find(vm->bus, QPCI_DEVFN(0, 0));
+
+    qpci_config_writeb(mch, 0x93, val);     /* 0xd0000 to 0xd7fff */
+    g_free(mch);
+}
+
+/* A region that goes takes along what was written into it last. */
+static void test_region_removed(void)
+{
+    Pair p;
+
+    pair_start(&p, "track");
+    set_pam(&p.src, 0x33);
+    tracked_vm_fill(&p.src);
+    g_assert_cmpint(tracked_vm_command(&p.src, TESTDEV_CMD_DMA, 0xd0000,
+                                       VM_PAGE, 0x41), ==, 0);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_wait_first_pass(&p.src);
+    g_assert_cmpint(tracked_vm_command(&p.src, TESTDEV_CMD_DMA, 0xd0000,
+                                       VM_PAGE, 0x42), ==, 0);
+    set_pam(&p.src, 0);
+    /* and one that comes is tracked */
+    set_pam(&p.src, 0x33);
+    g_assert_cmpint(tracked_vm_command(&p.src, TESTDEV_CMD_DMA, 0xd1000,
+                                       VM_PAGE, 0x43), ==, 0);
+    tracked_vm_wait_switchover(&p.src);
+    tracked_vm_finish(&p.src);
+    pair_arrive(&p);
+    g_assert_cmphex(qtest_readb(p.dst.qts, 0xd0000), ==, 0x42);
+    g_assert_cmphex(qtest_readb(p.dst.qts, 0xd1000), ==, 0x43);
+    pair_stop(&p);
+}
+
+static void test_no_tracker(void)
+{
+    g_autofree char *path = NULL;
+    Server server;
+    TrackedVM vm;
+    QDict *rsp;
+    const char *desc;
+
+    server_start(&server, "a.sock", NULL);
+    tracked_vm_start(&vm, 0, "-device pcie-root-port,id=rp0,chassis=1");
+    rsp = qtest_qmp(vm.qts,
+        "{ 'execute': 'device_add', 'arguments': { 'bus': 'rp0', 'id': 'dev',"
+        "  'driver': 'vfio-user-pci', 'enable-migration': 'on',"
+        "  'socket': { 'type': 'unix', 'path': %s } } }", server.path);
+    g_assert_true(qdict_haskey(rsp, "error"));
+    desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
+    g_assert_nonnull(strstr(desc, "enable-migration=on needs a server that"
+                                  " tracks what it writes"));
+    qobject_unref(rsp);
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+}
+
+/* What cannot be asked must not count as clean. */
+static void test_server_dies(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    pair_start(&p, "track");
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_wait_switchover(&p.src);
+    kill(p.src_server.pid, SIGKILL);
+    qtest_qmp_assert_success(p.src.qts,
+        "{ 'execute': 'migrate-continue', 'arguments': {"
+        "  'state': 'pre-switchover' } }");
+    why = tracked_vm_wait_failed(&p.src);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "cannot say what the device has written"));
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+}
+
+/* The same at any time: it fails, and the VM can be asked and ended. */
+static void test_server_dies_anywhere(void)
+{
+    for (int i = 0; i < DEATHS; i++) {
+        g_autofree char *why = NULL;
+        unsigned us = tracked_random(i % 2 ? 1000 * 1000 : 20 * 1000);
+        Pair p;
+
+        pair_start(&p, "track");
+        tracked_vm_fill(&p.src);
+        tracked_vm_migrate(&p.src, p.stream);
+        g_usleep(us);
+        kill(p.src_server.pid, SIGKILL);
+        why = tracked_vm_push_to_failure(&p.src);
+        g_test_message("after %u us: %s", us, why);
+        qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
+        tracked_vm_stop(&p.src);
+        server_stop(&p.src_server);
+        g_unlink(p.stream);
+        g_free(p.stream);
+    }
+}
+
+/* ---------------------------- DMA logging, by a server without the library */
+
+static void test_logged(gconstpointer opaque)
+{
+    const char *mode = opaque;
+    unsigned missed;
+    Pair p;
+
+    program = "vfio-user-rawdev";
+    missed = migrate(&p, mode);
+    g_test_message("pages missed: %u", missed);
+    g_assert_cmpint(missed, ==, 0);
+    pair_stop(&p);
+    program = "vfio-user-testdev";
+}
+
+/* An answer that is not the one that was asked for fails the migration. */
+static void test_bad_answer(gconstpointer opaque)
+{
+    const char *mode = opaque;
+    g_autofree char *why = NULL;
+    Pair p;
+
+    program = "vfio-user-rawdev";
+    pair_start(&p, mode);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    why = tracked_vm_wait_failed(&p.src);
+    g_test_message("%s", why);
+    /* at the first sync, which is in the setup, it is but a number */
+    g_assert_true(strstr(why, "cannot say what the device has written") ||
+                  strstr(why, "Input/output error"));
+    /* the VM and its device go on */
+    if (strcmp(mode, "long")) {
+        tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 3);
+    }
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+    program = "vfio-user-testdev";
+}
+
+/* ------------------------------------------------- messages and interrupts */
+
+static void command_later(TrackedVM *vm, uint32_t cmd, uint64_t addr,
+                          uint32_t len, uint32_t fill)
+{
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_ADDR_LO, addr);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_ADDR_HI, addr >> 32);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_LEN, len);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_FILL, fill);
+    qpci_io_writel(vm->dev, vm->bar, TESTDEV_CMD, cmd);
+}
+
+/* Memory without a file descriptor: the server writes and reads by messages. */
+static void test_messages(void)
+{
+    g_autofree char *args = NULL;
+    Server server;
+    TrackedVM vm;
+
+    server_start(&server, "a.sock", NULL);
+    args = device(&server, "6.0", "");
+    tracked_vm_start_private(&vm, QPCI_DEVFN(6, 0), args);
+    qtest_memset(vm.qts, VM_DMA_START, 0x11, 2 * VM_PAGE);
+    /* the status cannot be read before the server has its answer */
+    command_later(&vm, TESTDEV_CMD_MESSAGE, VM_DMA_START, VM_PAGE, 0x5a);
+    for (int i = 0; qtest_readb(vm.qts, VM_DMA_START + VM_PAGE - 1) != 0x5a;
+         i++) {
+        g_assert_cmpint(i, <, 1000);
+        g_usleep(1000);
+    }
+    g_usleep(100 * 1000);
+    g_assert_cmpint(qpci_io_readl(vm.dev, vm.bar, TESTDEV_STATUS), ==, 0);
+    for (int i = 0; i < VM_PAGE; i += 64) {
+        g_assert_cmphex(qtest_readb(vm.qts, VM_DMA_START + i), ==, 0x5a);
+    }
+    g_assert_cmphex(qtest_readb(vm.qts, VM_DMA_START + VM_PAGE), ==, 0x11);
+
+    command_later(&vm, TESTDEV_CMD_READ, VM_DMA_START, 256, 0);
+    g_usleep(300 * 1000);
+    g_assert_cmpint(qpci_io_readl(vm.dev, vm.bar, TESTDEV_STATUS), ==, 0);
+    g_assert_cmpint(qpci_io_readl(vm.dev, vm.bar, TESTDEV_FILL), ==,
+                    256 * 0x5a);
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+}
+
+/* Each vector is unmasked in the server when the guest uses it. */
+static void test_unmask(void)
+{
+    g_autofree char *args = NULL;
+    Server server;
+    TrackedVM vm;
+
+    server_start(&server, "a.sock", "mask");
+    args = device(&server, "6.0", "");
+    tracked_vm_start(&vm, QPCI_DEVFN(6, 0), args);
+    g_assert_cmpint(tracked_vm_command(&vm, TESTDEV_CMD_IRQ, 0, 0, 2), ==,
+                    -EAGAIN);
+    qpci_msix_enable(vm.dev);
+    for (int i = 0; i < TESTDEV_VECTORS; i++) {
+        uint64_t entry = vm.dev->msix_table_off + i * PCI_MSIX_ENTRY_SIZE;
+        uint64_t message = VM_DMA_START + 64 * i;
+
+        qtest_writel(vm.qts, message, 0);
+        qpci_io_writel(vm.dev, vm.dev->msix_table_bar,
+                       entry + PCI_MSIX_ENTRY_LOWER_ADDR, message);
+        qpci_io_writel(vm.dev, vm.dev->msix_table_bar,
+                       entry + PCI_MSIX_ENTRY_UPPER_ADDR, 0);
+        qpci_io_writel(vm.dev, vm.dev->msix_table_bar,
+                       entry + PCI_MSIX_ENTRY_DATA, 0x1234 + i);
+        qpci_io_writel(vm.dev, vm.dev->msix_table_bar,
+                       entry + PCI_MSIX_ENTRY_VECTOR_CTRL, 0);
+        g_assert_cmpint(tracked_vm_command(&vm, TESTDEV_CMD_IRQ, 0, 0, i), ==,
+                        0);
+        for (int n = 0; qtest_readl(vm.qts, message) != 0x1234 + i; n++) {
+            g_assert_cmpint(n, <, 1000);
+            g_usleep(1000);
+        }
+    }
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -132,6 +637,27 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-user-tracking/blocked-tracker", "track",
                         test_blocked);
     qtest_add_func("/vfio-user-tracking/unplugged", test_unplugged);
+    qtest_add_func("/vfio-user-tracking/tracked", test_tracked);
+    qtest_add_func("/vfio-user-tracking/cancelled", test_cancelled);
+    qtest_add_func("/vfio-user-tracking/faulty-server", test_faulty_server);
+    qtest_add_func("/vfio-user-tracking/verify", test_verify);
+    qtest_add_func("/vfio-user-tracking/verify-faulty", test_verify_faulty);
+    qtest_add_func("/vfio-user-tracking/verify-postcopy",
+                   test_verify_postcopy);
+    qtest_add_func("/vfio-user-tracking/region-removed", test_region_removed);
+    qtest_add_func("/vfio-user-tracking/no-tracker", test_no_tracker);
+    qtest_add_func("/vfio-user-tracking/server-dies", test_server_dies);
+    qtest_add_func("/vfio-user-tracking/server-dies-anywhere",
+                   test_server_dies_anywhere);
+    qtest_add_data_func("/vfio-user-tracking/logged", "log", test_logged);
+    qtest_add_data_func("/vfio-user-tracking/mad", "mad", test_logged);
+    qtest_add_data_func("/vfio-user-tracking/refuse", "refuse",
+                        test_bad_answer);
+    qtest_add_data_func("/vfio-user-tracking/other", "other", test_bad_answer);
+    qtest_add_data_func("/vfio-user-tracking/short", "short", test_bad_answer);
+    qtest_add_data_func("/vfio-user-tracking/long", "long", test_bad_answer);
+    qtest_add_func("/vfio-user-tracking/messages", test_messages);
+    qtest_add_func("/vfio-user-tracking/unmask", test_unmask);
 
     ret = g_test_run();
     g_rmdir(dir);

@@ -1,0 +1,438 @@
+/*
+ * Write tracking of assigned PCI devices by a walker
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * While a migration runs, the pages of BAR 0 that hold the registers of rings
+ * are covered by windows that trap: the walker is told of a write, then the
+ * device gets it.  At all other times the windows are disabled, and the guest
+ * reaches the device as if they were not there.
+ *
+ * The windows are quirks (pci-quirks.c) as far as life time is concerned.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "hw/pci/pci.h"
+#include "hw/vfio/vfio-container.h"
+#include "migration/misc.h"
+#include "system/address-spaces.h"
+#include "system/dma.h"
+#include "system/runstate.h"
+#include "trace.h"
+#include "vfio-migration-internal.h"
+#include "write-track-pci.h"
+#include "write-walk.h"
+
+#define MAX_TRAPS           8
+#define PENDING_TRIES       100     /* of 1 ms, for transactions to end */
+
+typedef struct PCITracker PCITracker;
+
+typedef struct Trap {
+    PCITracker *pt;
+    uint32_t offset;                /* of the window in BAR 0 */
+} Trap;
+
+struct PCITracker {
+    WriteTracker tracker;
+    VFIOPCIDevice *vdev;
+    WriteWalk *walk;
+    VFIOQuirk *windows;
+    Trap traps[MAX_TRAPS];
+    unsigned nr_traps;
+    bool armed;
+    NotifierWithReturn migration;
+    WriteTrackQuiesce quiesce;
+};
+
+/* ---------------------------------------------- what the walker reaches by */
+
+static bool read_reg(void *opaque, uint32_t reg, uint32_t *val)
+{
+    PCITracker *pt = opaque;
+    VFIODevice *vbasedev = &pt->vdev->vbasedev;
+    uint32_t data;
+
+    if (reg + sizeof(data) > pt->vdev->bars[0].region.size ||
+        vbasedev->io_ops->region_read(vbasedev, 0, reg, sizeof(data), &data) !=
+        sizeof(data)) {
+        return false;
+    }
+    *val = le32_to_cpu(data);
+    return true;
+}
+
+static bool read_mem(void *opaque, uint64_t addr, void *buf, uint32_t len)
+{
+    /* a ring in a device's registers is nothing that a driver would set up */
+    MemTxAttrs attrs = { .memory = true };
+
+    return address_space_read(&address_space_memory, addr, attrs, buf, len) ==
+           MEMTX_OK;
+}
+
+static void mark(void *opaque, uint64_t addr, uint64_t len, WriteWalkKind kind)
+{
+    PCITracker *pt = opaque;
+
+    write_track_mark(&pt->tracker, addr, len);
+}
+
+static void mark_all(void *opaque, const char *why)
+{
+    PCITracker *pt = opaque;
+
+    write_track_mark_all(&pt->tracker, why);
+}
+
+static const WriteWalkIO walk_io = {
+    .read_reg = read_reg,
+    .read_mem = read_mem,
+    .mark = mark,
+    .mark_all = mark_all,
+};
+
+/* ---------------------------------------------------------------- the traps */
+
+static uint64_t trap_read(void *opaque, hwaddr addr, unsigned size)
+{
+    Trap *trap = opaque;
+
+    trap->pt->tracker.round.traps++;
+    return vfio_region_read(&trap->pt->vdev->bars[0].region,
+                            trap->offset + addr, size);
+}
+
+static void trap_write(void *opaque, hwaddr addr, uint64_t data, unsigned size)
+{
+    Trap *trap = opaque;
+    PCITracker *pt = trap->pt;
+
+    pt->tracker.round.traps++;
+    if (pt->armed) {
+        write_walk_write(pt->walk, trap->offset + addr, data, size);
+    }
+    vfio_region_write(&pt->vdev->bars[0].region, trap->offset + addr, data,
+                      size);
+}
+
+static const MemoryRegionOps trap_ops = {
+    .read = trap_read,
+    .write = trap_write,
+    .endianness = DEVICE_LITTLE_ENDIAN,
+    .valid = { .min_access_size = 1, .max_access_size = 8 },
+    .impl = { .min_access_size = 1, .max_access_size = 8 },
+};
+
+static void find_traps(PCITracker *pt)
+{
+    uint64_t size = pt->vdev->bars[0].region.size;
+
+    for (uint64_t at = 0; at < MIN(size, 128 * KiB); at += WRITE_WALK_PAGE) {
+        if (write_walk_traps(pt->walk, at)) {
+            assert(pt->nr_traps < MAX_TRAPS);
+            pt->traps[pt->nr_traps++] = (Trap) { pt, at };
+        }
+    }
+}
+
+static void add_windows(PCITracker *pt)
+{
+    VFIOBAR *bar = &pt->vdev->bars[0];
+
+    pt->windows = vfio_quirk_alloc(pt->nr_traps);
+    pt->windows->data = pt;
+    for (unsigned i = 0; i < pt->nr_traps; i++) {
+        MemoryRegion *mr = &pt->windows->mem[i];
+
+        memory_region_init_io(mr, OBJECT(pt->vdev), &trap_ops, &pt->traps[i],
+                              "vfio-write-track", WRITE_WALK_PAGE);
+        memory_region_set_enabled(mr, false);
+        memory_region_add_subregion_overlap(bar->region.mem,
+                                            pt->traps[i].offset, mr, 2);
+    }
+    QLIST_INSERT_HEAD(&bar->quirks, pt->windows, next);
+}
+
+static void enable_windows(PCITracker *pt, bool enable)
+{
+    memory_region_transaction_begin();
+    for (unsigned i = 0; i < pt->nr_traps; i++) {
+        memory_region_set_enabled(&pt->windows->mem[i], enable);
+    }
+    memory_region_transaction_commit();
+}
+
+/* -------------------------------------------------- the end of a migration */
+
+static bool config_rw(VFIOPCIDevice *vdev, bool write, off_t at, uint16_t *val)
+{
+    VFIODevice *vbasedev = &vdev->vbasedev;
+    uint16_t data = write ? cpu_to_le16(*val) : 0;
+    int ret;
+
+    if (write) {
+        ret = vbasedev->io_ops->region_write(vbasedev,
+                                             VFIO_PCI_CONFIG_REGION_INDEX, at,
+                                             sizeof(data), &data, false);
+    } else {
+        ret = vbasedev->io_ops->region_read(vbasedev,
+                                            VFIO_PCI_CONFIG_REGION_INDEX, at,
+                                            sizeof(data), &data);
+        *val = le16_to_cpu(data);
+    }
+    return ret == sizeof(data);
+}
+
+static bool set_master(VFIOPCIDevice *vdev, bool on)
+{
+    uint16_t command;
+
+    if (!config_rw(vdev, false, PCI_COMMAND, &command)) {
+        return false;
+    }
+    command = on ? command | PCI_COMMAND_MASTER : command & ~PCI_COMMAND_MASTER;
+    return config_rw(vdev, true, PCI_COMMAND, &command);
+}
+
+/* Posted writes arrive before the answer to a read; then let reads end. */
+static void wait_transactions(VFIOPCIDevice *vdev)
+{
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+    uint16_t status;
+
+    for (int i = 0; i < PENDING_TRIES; i++) {
+        off_t at = pdev->exp.exp_cap ? pdev->exp.exp_cap + PCI_EXP_DEVSTA
+                                     : PCI_STATUS;
+
+        if (!config_rw(vdev, false, at, &status) || !pdev->exp.exp_cap ||
+            !(status & PCI_EXP_DEVSTA_TRPND)) {
+            return;
+        }
+        g_usleep(1000);
+    }
+    trace_write_track_pending(vdev->vbasedev.name);
+}
+
+static void quiesce_state_change(void *opaque, bool running, RunState state)
+{
+    WriteTrackQuiesce *q = opaque;
+    VFIOPCIDevice *vdev = q->vdev;
+
+    if (running && q->cleared) {
+        q->cleared = false;
+        if (!set_master(vdev, true)) {
+            error_report("%s: cannot let the device write again after a"
+                         " migration that was given up", vdev->vbasedev.name);
+        }
+    } else if (!running && state == RUN_STATE_FINISH_MIGRATE &&
+               q->tracker->logging && !vdev->vbasedev.migration &&
+               (pci_get_word(PCI_DEVICE(vdev)->config + PCI_COMMAND) &
+                PCI_COMMAND_MASTER)) {
+        q->cleared = set_master(vdev, false);
+        wait_transactions(vdev);
+        trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
+    }
+}
+
+void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
+                              WriteTracker *tracker)
+{
+    q->vdev = vdev;
+    q->tracker = tracker;
+    q->cleared = false;
+    q->handler = qdev_add_vm_change_state_handler(DEVICE(vdev),
+                                                  quiesce_state_change, NULL,
+                                                  q);
+}
+
+void write_track_quiesce_exit(WriteTrackQuiesce *q)
+{
+    if (q->handler) {
+        qemu_del_vm_change_state_handler(q->handler);
+        q->handler = NULL;
+    }
+}
+
+/* -------------------------------------------------------------- the source */
+
+/* A better source makes the walker superfluous. */
+static bool is_tracked_otherwise(VFIODevice *vbasedev)
+{
+    return vbasedev->iommu_dirty_tracking ||
+           (vbasedev->migration && vbasedev->dirty_pages_supported &&
+            vbasedev->device_dirty_page_tracking != ON_OFF_AUTO_OFF);
+}
+
+static void arm(PCITracker *pt)
+{
+    if (pt->armed || is_tracked_otherwise(&pt->vdev->vbasedev)) {
+        return;
+    }
+    pt->armed = true;
+    enable_windows(pt, true);
+    write_walk_start(pt->walk);
+}
+
+static void disarm(PCITracker *pt)
+{
+    if (pt->armed) {
+        pt->armed = false;
+        enable_windows(pt, false);
+        write_walk_stop(pt->walk);
+    }
+}
+
+/*
+ * The memory map cannot be changed while listeners are told that logging
+ * starts, so the traps come with the migration's setup.
+ */
+static int migration_event(NotifierWithReturn *notifier, MigrationEvent *event,
+                           Error **errp)
+{
+    PCITracker *pt = container_of(notifier, PCITracker, migration);
+
+    if (event->type == MIG_EVENT_PRECOPY_SETUP) {
+        arm(pt);
+    } else {
+        disarm(pt);
+    }
+    return 0;
+}
+
+static bool source_start(WriteTracker *t, Error **errp)
+{
+    return true;
+}
+
+static void source_stop(WriteTracker *t)
+{
+}
+
+static bool source_sync(WriteTracker *t, bool last, Error **errp)
+{
+    PCITracker *pt = container_of(t, PCITracker, tracker);
+
+    if (pt->armed) {
+        write_walk_sync(pt->walk);
+    }
+    return true;
+}
+
+static bool source_covers(WriteTracker *t)
+{
+    return container_of(t, PCITracker, tracker)->armed;
+}
+
+static uint64_t source_armed(WriteTracker *t)
+{
+    return write_walk_armed(container_of(t, PCITracker, tracker)->walk);
+}
+
+static const WriteTrackSource source = {
+    .kind = WRITE_TRACKING_SOURCE_WALKER,
+    .start = source_start,
+    .stop = source_stop,
+    .sync = source_sync,
+    .covers = source_covers,
+    .by_address = true,
+    .armed = source_armed,
+};
+
+/* --------------------------------------------------------------- life cycle */
+
+static bool check(VFIOPCIDevice *vdev, Error **errp)
+{
+    const char *mode = WriteTrackingMode_str(vdev->write_tracking);
+
+    if (!write_walk_supports(mode, vdev->vendor_id, vdev->device_id)) {
+        error_setg(errp, "write-tracking=%s does not know the device %04x:%04x",
+                   mode, vdev->vendor_id, vdev->device_id);
+        return false;
+    }
+    if (vdev->vbasedev.bcontainer->space->as != &address_space_memory) {
+        error_setg(errp, "write-tracking=%s does not work behind a vIOMMU",
+                   mode);
+        return false;
+    }
+    if (!vdev->bars[0].region.mem || !vdev->bars[0].region.size) {
+        error_setg(errp, "write-tracking=%s needs the device's BAR 0", mode);
+        return false;
+    }
+    return true;
+}
+
+bool write_track_pci_realize(VFIOPCIDevice *vdev, Error **errp)
+{
+    bool automatic = vdev->write_tracking == WRITE_TRACKING_MODE_AUTO;
+    PCITracker *pt;
+
+    if (vdev->write_tracking == WRITE_TRACKING_MODE_OFF) {
+        return true;
+    }
+    if (!check(vdev, automatic ? NULL : errp)) {
+        trace_write_track_none(vdev->vbasedev.name);
+        return automatic;
+    }
+    pt = g_new0(PCITracker, 1);
+    pt->vdev = vdev;
+    pt->walk = write_walk_new(vdev->vendor_id, vdev->device_id, &walk_io, pt);
+    pt->tracker.name = vdev->vbasedev.name;
+    pt->tracker.source = &source;
+    find_traps(pt);
+    add_windows(pt);
+    vdev->vbasedev.write_tracker = &pt->tracker;
+    write_track_add(&pt->tracker);
+    write_track_quiesce_init(&pt->quiesce, vdev, &pt->tracker);
+    migration_add_notifier(&pt->migration, migration_event);
+    return true;
+}
+
+void write_track_pci_exit(VFIOPCIDevice *vdev)
+{
+    WriteTracker *t = vdev->vbasedev.write_tracker;
+    PCITracker *pt;
+
+    if (!t || t->source != &source) {
+        return;
+    }
+    pt = container_of(t, PCITracker, tracker);
+    disarm(pt);
+    migration_remove_notifier(&pt->migration);
+    write_track_quiesce_exit(&pt->quiesce);
+    write_track_del(t);
+    vdev->vbasedev.write_tracker = NULL;
+    g_clear_pointer(&pt->walk, write_walk_free);
+    /* the quirk's data: freed when no access can be under way any more */
+}
+
+static int get_mode(Object *obj, Error **errp)
+{
+    return VFIO_PCI_DEVICE(obj)->write_tracking;
+}
+
+static void set_mode(Object *obj, int value, Error **errp)
+{
+    if (DEVICE(obj)->realized) {
+        error_setg(errp, "write-tracking cannot be changed after the device"
+                   " was realized");
+        return;
+    }
+    VFIO_PCI_DEVICE(obj)->write_tracking = value;
+}
+
+void write_track_pci_class_init(ObjectClass *klass)
+{
+    object_class_property_add_enum(klass, "write-tracking",
+                                   "WriteTrackingMode",
+                                   &WriteTrackingMode_lookup, get_mode,
+                                   set_mode);
+    object_class_property_set_description(klass, "write-tracking",
+        "off, or the walker that tracks what the device writes during a"
+        " migration");
+}

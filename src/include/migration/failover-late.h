@@ -1,0 +1,78 @@
+/*
+ * Late unplug: a failover pair's fast device goes when RAM has converged
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_FAILOVER_LATE_H
+#define MIGRATION_FAILOVER_LATE_H
+
+#include "qapi/error.h"
+#include "qemu/queue.h"
+
+typedef enum FailoverUnplug {
+    FAILOVER_UNPLUG_EARLY,      /* before the first pass */
+    FAILOVER_UNPLUG_LATE,       /* when RAM has converged */
+} FailoverUnplug;
+
+/** qdev_prop_failover_unplug: PropertyInfo for a FailoverUnplug */
+extern const PropertyInfo qdev_prop_failover_unplug;
+
+/**
+ * struct FailoverLate: one pair whose fast device is to go late
+ */
+typedef struct FailoverLate {
+    /* Set by the owner, before failover_late_add() */
+
+    /* Ask the guest to let go of the device.  BQL held. */
+    bool (*request)(struct FailoverLate *late, Error **errp);
+    /* After request: has the guest not let go yet?  BQL held. */
+    bool (*pending)(struct FailoverLate *late);
+    const char *name;           /* of the standby device */
+    uint32_t timeout_ms;        /* for the guest to let go */
+
+    /* Private; protected by the BQL */
+    bool added, requested;
+    int64_t deadline_ms;
+    QTAILQ_ENTRY(FailoverLate) next;
+} FailoverLate;
+
+/**
+ * failover_late_add: a migration starts, the device is to go late
+ * Context: BQL held.
+ */
+void failover_late_add(FailoverLate *late);
+
+/**
+ * failover_late_del: the migration is over, or the device goes
+ * Context: BQL held.  Harmless if it was not added.
+ */
+void failover_late_del(FailoverLate *late);
+
+/**
+ * failover_late_ready: RAM has converged; may the migration complete?
+ *
+ * Asks the guests for the devices when it is called first.  If the VM does not
+ * run, or a guest takes longer than it may, the migration's error is set.
+ *
+ * Context: the migration thread, without the BQL.  Waits for up to half a
+ * second when it is not ready, unless the migration ends; the caller makes a
+ * pass then.
+ *
+ * Returns: true if no device is left to be let go of
+ */
+bool failover_late_ready(void);
+
+/**
+ * failover_late_wait: the migration was given up
+ *
+ * A guest that was asked finishes, so that the device can be plugged again;
+ * waits for that, for as long as the guest may take.
+ *
+ * Context: the migration thread, without the BQL.
+ */
+void failover_late_wait(void);
+
+#endif

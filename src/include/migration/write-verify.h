@@ -1,0 +1,29 @@
+/*
+ * Proof mode of write tracking: did each write of a device arrive?
+ *
+ * Copyright (c) 2026 qemu-hotpath
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_WRITE_VERIFY_H
+#define MIGRATION_WRITE_VERIFY_H
+
+/**
+ * write_verify_set: a device has write-tracking-verify=on, or it goes
+ * @counted: of the device; false at first
+ * @on: count the device; no change is harmless
+ *
+ * While there is such a device, a migration (or snapshot) carries a hash of
+ * each page of RAM, taken when RAM was sent, and loading it fails where memory
+ * differs.  On the way, each look at the dirty pages also looks for pages that
+ * changed without being dirty, and warns of them.
+ *
+ * RAM that is not migrated, and RAM of which parts may be discarded
+ * (virtio-mem), is not looked at.
+ *
+ * Context: BQL held.
+ */
+void write_verify_set(bool *counted, bool on);
+
+#endif
