@@ -14,7 +14,7 @@ from pathlib import Path
 from guest import is_base_build
 from hotpath_paths import qemu_build, report_dir
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 def daemon_binary(name):

@@ -21,7 +21,7 @@ MIB = 1024 * KIB
 SECTOR = 512
 CLUSTER_SECTORS = 128           # one cluster of qcow2
 DISK_BYTES = 64 * MIB
-WAIT_S = 20
+WAIT_S = 60
 DISK = 'ide-hd,drive=disk,bus=ide.0,id=disk0'
 
 ATA_BUSY, ATA_DRQ = 0x80, 0x08

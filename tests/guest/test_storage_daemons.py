@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import time
 import unittest
 from pathlib import Path
 
-from storage_daemons import Daemons, daemon_binary, write_provider
+from storage_daemons import WAIT_S, Daemons, daemon_binary, write_provider
 from storage_vm import KIB, Tmpfs, need_root
 
 MB = 1000000
@@ -40,7 +41,7 @@ class DaemonTest(unittest.TestCase):
                        'chunk': MB, 'align': 512, 'max': 20 * MB,
                        'timeout-ms': 3000}
         self.daemons.configure([self.policy])
-        self.id = 0
+        self.next_id = 0
 
     def set(self, name, value):
         Path(f'{self.base}.{name}').write_text(str(value))
@@ -56,8 +57,8 @@ class DaemonTest(unittest.TestCase):
 
     def request(self, number=None, attempt=1, **more):
         if number is None:
-            self.id += 1
-            number = self.id
+            self.next_id += 1
+            number = self.next_id
         return {'type': 'request', 'vm': 'vm', 'path': self.base,
                 'instance': 'i', 'id': number, 'attempt': attempt,
                 'needed': 65536, 'rate': 0, 'cause': 'write', **more}
@@ -90,8 +91,14 @@ class Controller(DaemonTest):
         for number in range(1, 4):
             for peer in peers:
                 peer.send(**self.request(number))
-        for _ in range(3):
-            self.assertEqual(peers[-1].receive()['result'], 'grown')
+        # each has one answer, for the peer that was heard last
+        said = b''
+        while said.count(b'\n') < 3:
+            ready = select.select([p.sock for p in peers], [], [], WAIT_S)[0]
+            self.assertTrue(ready, said)
+            for sock in ready:
+                said += sock.recv(4096)
+        self.assertEqual(said.count(b'"grown"'), 3, said)
         targets = [call['target'] for call in self.calls()]
         self.assertEqual(len(targets), 3)
         self.assertEqual(targets, sorted(set(targets)))
@@ -108,7 +115,7 @@ class Controller(DaemonTest):
         answer = peer.ask(**self.request())
         self.assertEqual((answer['result'], answer['reason']),
                          ('denied', 'the maximum is reached'))
-        self.assertEqual(peer.ask(**self.request(self.id))['result'],
+        self.assertEqual(peer.ask(**self.request(self.next_id))['result'],
                          'denied')
 
     def test_how_much(self):
