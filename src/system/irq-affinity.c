@@ -670,15 +670,17 @@ static void give_back(IRQFollowed *f)
 {
     IRQAffinity *a = f->client->affinity;
     IRQFollowedVCPU *vcpu = f->owner >= 0 ? vcpu_at(a, f->owner) : NULL;
+    /* the owner may be gone: any thread of ours shows the helper who we are */
+    CPUState *cpu = vcpu ? vcpu->cpu : first_cpu;
 
     if (!a->client) {
         irq_host_restore(f->host);
-    } else if (vcpu && irq_host_was_moved(f->host) &&
+    } else if (irq_host_was_moved(f->host) &&
                irq_host_mask(f->host) != IRQ_MASK_FOREIGN) {
         irq_client_restore(a->client, irq_host_number(f->host),
                            f->client->host,
                            f->client->source->proof(f->client->opaque),
-                           vcpu->cpu->thread_id, irq_host_original(f->host));
+                           cpu->thread_id, irq_host_original(f->host));
     }
 }
 
