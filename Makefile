@@ -8,11 +8,13 @@
 PREFIX  ?= /usr/local
 DESTDIR ?=
 TO      ?=
+SEED    ?=
+ENTRIES ?=
 TIERS   := series unit guest libvirt lab asan
 
 .PHONY: run check bench build build-base build-asan tree export series \
         series-check stat rebase rehearse install docs clean help bootstrap \
-        bootstrap-build lab \
+        bootstrap-build lab fuzz \
         $(addprefix check-,$(TIERS))
 
 help:
@@ -20,6 +22,7 @@ help:
 	@echo 'make build | build-base | build-asan   one variant of QEMU'
 	@echo 'make check-TIER                        $(TIERS)'
 	@echo 'make lab                               a shell in an emulated host with KVM and VFIO'
+	@echo 'make fuzz SECONDS=N                    the generic fuzzer on our devices (needs clang)'
 	@echo 'make bench                             benchmarks, report in build/bench/index.html'
 	@echo 'make tree | export | series            edit cycle: see docs/developing.rst'
 	@echo 'make series-check | stat               check and measure the patches'
@@ -60,6 +63,12 @@ lab:
 	@scripts/build series
 	@tests/lab/shell
 
+fuzz:
+	@test -n '$(SECONDS)' || { echo 'say how long each entry runs: make fuzz SECONDS=600' >&2; exit 2; }
+	@scripts/bootstrap build fuzz
+	@scripts/build fuzz
+	@scripts/fuzz $(if $(SEED),--seed '$(SEED)') '$(SECONDS)' $(ENTRIES)
+
 bench: bootstrap
 	@scripts/build base
 	@scripts/build series
@@ -96,4 +105,4 @@ docs:
 	@scripts/build-docs
 
 clean:
-	rm -rf build/out build/out-asan build/base/out build/report build/bench build/docs
+	rm -rf build/out build/out-asan build/out-fuzz build/fuzz build/base/out build/report build/bench build/docs

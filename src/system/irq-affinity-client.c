@@ -238,7 +238,9 @@ static void readable(void *opaque)
     } control;
     struct msghdr msg = {
         .msg_iov = &iov, .msg_iovlen = 1,
-        .msg_control = &control, .msg_controllen = sizeof(control),
+        .msg_control = &control,
+        /* room for one descriptor: the kernel closes more */
+        .msg_controllen = CMSG_LEN(sizeof(int)),
     };
     ssize_t len = recvmsg(c->fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     int fd;

@@ -111,6 +111,37 @@ class HotpathTop(unittest.TestCase):
         self.assertIn('addr-hint-window-hits', names)
         self.assertNotIn('addr-hint-hits', names)
 
+    def test_quiet_end(self):
+        """A VM that was opened before another one failed is left in silence."""
+        with self.guest('one', **HINTS):
+            said = self.refused(self.folder / 'one', self.folder / 'none')
+        self.assertIn('No such file', said)
+
+    def test_later(self):
+        """A VM that starts later in a directory is picked up; it may end."""
+        process = subprocess.Popen(
+            [str(TOP), '-i', '0.2', '--json', str(self.folder)],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with process:
+            self.assertEqual(json.loads(process.stdout.readline()),
+                             {'vms': []})
+            with self.guest('late', **HINTS):
+                self.until(process, lambda vms: vms and vms[0]['interval_s'])
+            gone = self.until(process, lambda vms: vms[0]['error'])
+            self.assertIn('gone', gone[0]['error'])
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=20)[1]
+        self.assertEqual((process.returncode, said), (0, ''))
+
+    def until(self, process, wanted, limit_s=30):
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            vms = json.loads(process.stdout.readline())['vms']
+            if wanted(vms):
+                return vms
+        process.kill()
+        return self.fail(f'not seen; the last was {vms}')
+
     def test_errors(self):
         """One line that says what is wrong, and status 1."""
         self.assertIn('No such file', self.refused(self.folder / 'none'))

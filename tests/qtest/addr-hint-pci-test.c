@@ -453,6 +453,61 @@ static void test_unplug_device(void)
     dut_end(t);
 }
 
+#define SELF_SLOT 4             /* of the root port, on bus 0 */
+#define SELF_BUS 1              /* behind it */
+#define SELF_ECAM 0xb0000000
+#define SELF_SLOT_OFF (PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF)
+
+/*
+ * A root port with an addr-hint-pci behind it.  Returns the address of the
+ * port's slot control register.
+ */
+static uint64_t self_map(Dut *t)
+{
+    QPCIDevice *host = qpci_device_find(t->bus, 0);
+    QPCIDevice *port = qpci_device_find(t->bus, QPCI_DEVFN(SELF_SLOT, 0));
+    uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
+
+    qpci_config_writel(host, 0x64, 0);              /* PCIEXBAR of q35 */
+    qpci_config_writel(host, 0x60, SELF_ECAM | 1);
+    qpci_config_writeb(port, PCI_SECONDARY_BUS, SELF_BUS);
+    qpci_config_writeb(port, PCI_SUBORDINATE_BUS, SELF_BUS);
+    qpci_config_writew(port, PCI_MEMORY_BASE, 0xe000);
+    qpci_config_writew(port, PCI_MEMORY_LIMIT, 0xe000);
+    qpci_device_enable(port);
+    dut_map(t, SELF_BUS << 5);
+    g_free(port);
+    g_free(host);
+    return SELF_ECAM + (QPCI_DEVFN(SELF_SLOT, 0) << 12) + cap + PCI_EXP_SLTCTL;
+}
+
+/* A doorbell's write, or one in the window, removes the device that makes it */
+static void test_unplug_self(const void *posted)
+{
+    g_autofree Dut *t = g_new0(Dut, 1);
+    struct ahint hint;
+    uint64_t slot;
+
+    t->qts = qtest_init("-machine q35 -nodefaults -global "
+                        "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
+                        "-device pcie-root-port,id=rp,addr=04.0,chassis=1 "
+                        "-device addr-hint-pci,id=dut,bus=rp,hints=16");
+    t->bus = qpci_new_pc(t->qts, NULL);
+    slot = self_map(t);
+    g_assert_cmpuint(ahint_get_posted(&t->driver, slot, 2, SELF_SLOT_OFF,
+                                      &hint), ==, ADDR_HINT_OK);
+    if (posted) {
+        qpci_io_writel(t->pci, t->bells, hint.doorbell, 1);
+    } else {
+        qpci_io_writew(t->pci, t->window, hint.window, SELF_SLOT_OFF);
+    }
+    qtest_qmp_eventwait(t->qts, "DEVICE_DELETED");
+    g_assert_cmpint(stat_value(t->qts, "vm", "addr-hint-registered"), ==, -1);
+    g_free(t->pci);
+    qpci_free_pc(t->bus);
+    qtest_quit(t->qts);
+}
+
 static void test_reset(void)
 {
     Dut *t = dut_start("", "");
@@ -1026,6 +1081,12 @@ int main(int argc, char **argv)
     qtest_add_func("/addr-hint-pci/stale", test_stale);
     qtest_add_func("/addr-hint-pci/unplug-target", test_unplug_target);
     qtest_add_func("/addr-hint-pci/unplug-device", test_unplug_device);
+    if (qtest_has_machine("q35") && qtest_has_device("pcie-root-port")) {
+        qtest_add_data_func("/addr-hint-pci/unplug-self", NULL,
+                            test_unplug_self);
+        qtest_add_data_func("/addr-hint-pci/unplug-self-posted", "posted",
+                            test_unplug_self);
+    }
     qtest_add_func("/addr-hint-pci/reset", test_reset);
     qtest_add_func("/addr-hint-pci/doorbell", test_doorbell);
     qtest_add_func("/addr-hint-pci/doorbell-stopped", test_doorbell_stopped);

@@ -18,6 +18,7 @@ meson      build  dist:meson   1.5  wheel
 valgrind   bench  cmd:valgrind
 pattern    bench  file:{root}/th*re
 module     docs   mod:no_such_module_here
+clang      fuzz   cmd:clang
 """
 DEBIAN = 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n'
 UBUNTU = 'ID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
@@ -135,6 +136,12 @@ class Bootstrap(unittest.TestCase):
         self.assertEqual(self.run_it('--check', 'bench').stdout,
                          'missing: pattern\n')
         self.assertEqual(self.calls('apt-get'), '')
+
+    def test_fuzz_is_for_who_asks(self):
+        self.distribution(DEBIAN, *self.ALL, 'meson')
+        self.assertEqual(self.run_it('--check').stdout, '')
+        self.assertEqual(self.run_it('--check', 'build', 'fuzz').stdout,
+                         'missing: clang\n')
 
     def test_too_old_is_missing(self):
         self.distribution(DEBIAN, *self.ALL)
@@ -264,7 +271,7 @@ class List(unittest.TestCase):
         for row in rows:
             self.assertIn(len(row), (3, 4, 5), row)
             self.assertIn(row[1], ('build', 'guest', 'libvirt', 'check',
-                                   'bench', 'docs'))
+                                   'bench', 'docs', 'fuzz'))
             for probe in row[2].split('|'):
                 self.assertRegex(probe, r'^(cmd|pc|file|mod|dist):\S+$')
             # a probe of a distribution is for what may be absent

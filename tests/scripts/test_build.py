@@ -123,6 +123,26 @@ class Build(unittest.TestCase):
         (self.scripts / 'configure.flags').write_text('--two\n')
         self.assertIn('configuring', self.build().stdout)
 
+    def test_fuzz(self):
+        """clang, and only the fuzzer; gcc is not asked for."""
+        self.tree = self.root / 'build' / 'tree'
+        self.tree.mkdir()
+        self.write(self.tree / 'configure', CONFIGURE)
+        self.wheels()
+        (self.bin / 'gcc').unlink()
+        done = self.build('fuzz')
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('clang is not installed: run scripts/bootstrap build '
+                      'fuzz', done.stdout)
+        self.tool('clang', '#!/bin/sh\n')
+        done = self.build('fuzz')
+        self.assertEqual(done.returncode, 0, done.stdout)
+        arguments = (self.root / 'build' / 'out-fuzz' /
+                     'arguments').read_text()
+        for flag in '--cc=clang', '--enable-fuzzing', '--enable-asan':
+            self.assertIn(flag, arguments)
+        self.assertRegex(done.stdout, r'qemu-fuzz-x86_64\n$')
+
     def test_failing_configure(self):
         self.wheels()
         self.write(self.tree / 'configure',

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """scripts/hotpath-top: names, rates and lines, from values made up here."""
 import curses
+import shutil
+import socket
+import tempfile
+import time
 import unittest
+from pathlib import Path
+from unittest import mock
 
 from as_module import load
 
@@ -14,6 +20,7 @@ class FakeVm:
     def __init__(self, name, *samples):
         self.name, self.source = name, f'/{name}'
         self.samples = list(samples)
+        self.closed = False
 
     def command(self, command, **arguments):
         if command == 'query-cpus-fast':
@@ -37,7 +44,27 @@ class FakeVm:
                 for path, value in values['vcpu'].items()]
 
     def close(self):
-        pass
+        self.closed = True
+
+
+class FutureVm(FakeVm):
+    """A VM with statistics that this program was not written for."""
+
+    def __init__(self):
+        super().__init__('f')
+
+    def command(self, command, **arguments):
+        if command == 'query-stats-schemas':
+            return [{'target': 'cryptodev', 'stats': [
+                {'name': 'new-thing-sizes', 'type': 'log2-histogram'},
+                {'name': 'new-thing-on', 'type': 'instant'}]}]
+        if command == 'query-stats':
+            assert arguments['target'] == 'cryptodev'
+            return [{'qom-path': '/c', 'stats': [
+                {'name': 'new-thing-sizes', 'value': [1, 0, 5]},
+                {'name': 'new-thing-on', 'value': True},
+                {'name': 'new-thing-not-in-the-schema', 'value': 3}]}]
+        return []
 
 
 def values(kicks, links=1, hits=(0, 0)):
@@ -90,6 +117,27 @@ class Numbers(unittest.TestCase):
             'zpipe-kicks-saved': 'zpipe', 'ondemand-map-traps':
             'ondemand-map', 'odd': 'odd'})
 
+    def test_mechanisms_with_the_same_first_word(self):
+        of = top.mechanisms_of({'write-tracking-traps', 'write-tracking-syncs',
+                                'write-verify-time-ns', 'write-verify-missed',
+                                'storage-held', 'storage-flush-failed'})
+        self.assertEqual(of, {
+            'write-tracking-traps': 'write-tracking',
+            'write-tracking-syncs': 'write-tracking',
+            'write-verify-time-ns': 'write-verify',
+            'write-verify-missed': 'write-verify',
+            'storage-held': 'storage', 'storage-flush-failed': 'storage'})
+
+    def test_what_is_not_known_here(self):
+        """Any target, any kind of value, any name is shown."""
+        state = top.sample(FutureVm())
+        self.assertEqual({(s.target, s.name): s.value
+                          for s in state.stats.values()}, {
+            ('cryptodev', 'new-thing-sizes'): 6,
+            ('cryptodev', 'new-thing-on'): 1,
+            ('cryptodev', 'new-thing-not-in-the-schema'): 3})
+        self.assertEqual(list(top.by_mechanism(state)), ['new-thing'])
+
     def test_names_are_text(self):
         """What a VM calls itself or its statistics does not reach the
         terminal as it is."""
@@ -108,13 +156,22 @@ class Numbers(unittest.TestCase):
                          ['-', '0', '1,234,567', '0.2', '13', '0'])
 
 
+def watch_of(*vms):
+    """Return a watch of VMs that are there, after their first samples."""
+    watch = top.Watch()
+    for vm in vms:
+        place = top.Place(vm.source, lambda limit_s=None, vm=vm: vm)
+        place.try_open()
+        watch.places[vm.source] = place
+    return watch
+
+
 class View(unittest.TestCase):
 
     def setUp(self):
-        self.watch = top.Watch([
+        self.watch = watch_of(
             FakeVm('a', values(1), values(3, hits=(7, 8))),
-            FakeVm('bb', values(5))])
-        self.watch.update()
+            FakeVm('bb', values(5)))
         self.screen = top.Screen(self.watch.watched)
 
     def test_lines(self):
@@ -158,6 +215,103 @@ class View(unittest.TestCase):
         self.assertFalse(self.watch.update())
         self.assertEqual(top.as_json(self.watch.watched)['vms'][0]['error'],
                          'gone (it ended)')
+
+
+class Later(unittest.TestCase):
+    """VMs that come and go in a directory."""
+
+    def setUp(self):
+        self.folder = Path(tempfile.mkdtemp(prefix='hottop-', dir='/tmp'))
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.vms = {}           # name: FakeVm, or what opening it raises
+        self.opened = []
+        patch = mock.patch.object(top, 'SocketVm', self.open)
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.said = []
+        self.watch = top.Watch()
+
+    def open(self, path, limit_s=None):
+        self.opened.append((Path(path).name, limit_s))
+        vm = self.vms[Path(path).name]
+        if isinstance(vm, Exception):
+            raise vm
+        return vm
+
+    def start(self, name, vm):
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(f'{self.folder}/{name}')
+        self.vms[name] = vm
+
+    def end(self, name):
+        (self.folder / name).unlink()
+
+    def names(self):
+        return [(vm.name, bool(state.error))
+                for vm, state in self.watch.watched]
+
+    def watch_folder(self):
+        self.watch.add_folder(str(self.folder), self.said.append)
+
+    def test_nothing_yet(self):
+        self.watch_folder()
+        self.assertTrue(self.watch.update())
+        self.assertEqual(top.Screen(self.watch.watched).notes(), ['no VM yet'])
+        with self.assertRaisesRegex(top.TopError, 'no socket is in it'):
+            top.check_once(self.watch)
+
+    def test_later(self):
+        self.watch_folder()
+        self.start('a', FakeVm('a', values(1), values(2)))
+        self.assertTrue(self.watch.update())
+        self.assertEqual(self.names(), [('a', False)])
+        # it does not keep the screen for long
+        self.assertEqual(self.opened, [('a', top.LATER_TIMEOUT_S)])
+        self.watch.update()
+        self.assertIsNotNone(self.watch.watched[0][1].interval_s)
+
+    def test_comes_back(self):
+        first = FakeVm('a', values(1))
+        self.start('a', first)
+        self.watch_folder()
+        self.watch.update()
+        self.assertEqual(self.names(), [('a', True)])
+        self.assertTrue(first.closed)
+        self.end('a')
+        self.watch.update()
+        self.assertEqual(self.names(), [('a', True)])
+        self.start('a', FakeVm('again', values(1)))
+        self.watch.update()
+        self.assertEqual(self.names(), [('again', False)])
+
+    def test_gone_for_long(self):
+        self.start('a', FakeVm('a', values(1)))
+        self.watch_folder()
+        self.watch.update()
+        self.end('a')
+        with mock.patch.object(time, 'monotonic',
+                               return_value=time.monotonic() + 2 * top.GONE_S):
+            self.assertTrue(self.watch.update())
+        self.assertEqual(self.names(), [])
+
+    def test_left_out(self):
+        self.start('mute', top.TopError('no answer'))
+        self.start('old', top.NoSuchProvider('no provider'))
+        self.watch_folder()
+        self.assertEqual(self.said, ['left out: no answer',
+                                     'left out: no provider'])
+        self.assertEqual(self.watch.left_out(), self.said)
+        self.watch.update()
+        self.assertEqual(len(self.opened), 2)   # not at each sample
+        with mock.patch.object(time, 'monotonic',
+                               return_value=time.monotonic() + 2):
+            self.vms['mute'] = FakeVm('now', values(1))
+            self.watch.update()
+        self.assertEqual(len(self.opened), 3)   # another QEMU stays so
+        self.assertEqual(self.names(), [('now', False)])
+        self.end('old')
+        self.watch.update()
+        self.assertEqual(self.watch.left_out(), [])
 
 
 if __name__ == '__main__':

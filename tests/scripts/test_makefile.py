@@ -18,7 +18,7 @@ class Makefile(unittest.TestCase):
         shutil.copy(MAKEFILE, self.root)
         for name in ('scripts/bootstrap', 'scripts/fetch-base',
                      'scripts/series', 'scripts/build', 'scripts/install',
-                     'tests/guest/demo.py'):
+                     'scripts/fuzz', 'tests/guest/demo.py'):
             path = self.root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(STUB)
@@ -48,6 +48,16 @@ class Makefile(unittest.TestCase):
     def test_install_only_installs(self):
         self.assertEqual(self.make('install', 'PREFIX=/p', 'DESTDIR=/d')[2],
                          ['install /p /d'])
+
+    def test_fuzz(self):
+        code, said, calls = self.make('fuzz')
+        self.assertEqual((code, calls), (2, []))
+        self.assertIn('SECONDS=', said)
+        self.assertEqual(self.make('fuzz', 'SECONDS=60')[2], [
+            'bootstrap build fuzz', 'build fuzz', 'fuzz 60'])
+        self.assertEqual(
+            self.make('fuzz', 'SECONDS=5', 'SEED=3', 'ENTRIES=a b')[2][-1],
+            'fuzz --seed 3 5 a b')
 
     def test_run(self):
         self.assertEqual(self.make('run')[2], [

@@ -88,8 +88,10 @@ static void doorbell_eventfd(AddrHintDoorbell *db, bool add)
 static void doorbell_answer(AddrHintDoorbell *db)
 {
     AddrHintPciState *s = db->s;
-    AddrHintRecord *r;
+    unsigned number = doorbell_number(db);
     MemTxResult result;
+    uint32_t index;
+    uint64_t data;
 
     if (!db->used) {
         qatomic_inc(&s->window.others.window_refused);
@@ -99,10 +101,18 @@ static void doorbell_answer(AddrHintDoorbell *db)
         db->rung = true;
         return;
     }
-    r = &s->records[db->index];
-    result = addr_hint_window_post(&s->window, db->index, r->data, r->length);
-    trace_addr_hint_doorbell_write(DEVICE(s)->id ?: "", doorbell_number(db),
-                                   db->index, r->data, result);
+    /*
+     * The write may remove this very device (by its slot's power, say), which
+     * frees doorbells and records: only what is taken now is used afterwards.
+     */
+    index = db->index;
+    data = s->records[index].data;
+    object_ref(OBJECT(s));
+    result = addr_hint_window_post(&s->window, index, data,
+                                   s->records[index].length);
+    trace_addr_hint_doorbell_write(DEVICE(s)->id ?: "", number, index, data,
+                                   result);
+    object_unref(OBJECT(s));
 }
 
 static void doorbell_handler(EventNotifier *e)
@@ -126,7 +136,10 @@ static void doorbell_mmio_write(void *opaque, hwaddr addr, uint64_t val,
                       "\n", __func__, addr);
         return;
     }
-    event_notifier_set(doorbell_notifier(&s->doorbells[i]));
+    /* not there: removed while the vCPU waited for the BQL */
+    if (s->doorbells) {
+        event_notifier_set(doorbell_notifier(&s->doorbells[i]));
+    }
 }
 
 static uint64_t doorbell_mmio_read(void *opaque, hwaddr addr, unsigned size)
@@ -261,7 +274,9 @@ static void listener_eventfd_del(MemoryListener *listener,
     for (guint i = 0; i < s->eventfds->len; i++) {
         Eventfd *fd = &g_array_index(s->eventfds, Eventfd, i);
 
-        if (fd->addr == section->offset_within_address_space && fd->e == e) {
+        if (fd->addr == section->offset_within_address_space &&
+            fd->size == int128_get64(section->size) &&
+            fd->match == match_data && fd->data == data && fd->e == e) {
             g_array_remove_index_fast(s->eventfds, i);
             break;
         }

@@ -169,6 +169,9 @@ static void registers_write(void *opaque, hwaddr addr, uint64_t val,
 {
     AddrHintPciState *s = opaque;
 
+    if (!s->records) {
+        return;             /* removed while the vCPU waited for the BQL */
+    }
     switch (addr) {
     case ADDR_HINT_REG_ADDR_LO ... ADDR_HINT_REG_HINT:
         s->regs[addr / 4] = val;

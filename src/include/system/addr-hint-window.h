@@ -33,7 +33,7 @@ typedef struct AddrHintView AddrHintView;
  * struct AddrHintWindowStats: what a window did
  * @registrations: hints given
  * @refusals: registrations refused
- * @doorbell_writes: writes that QEMU made for doorbells
+ * @doorbell_writes: writes that QEMU made for doorbells, also by stale hints
  * @doorbells_shared: doorbells that now go to their target's own eventfd
  *
  * Protected by the BQL.

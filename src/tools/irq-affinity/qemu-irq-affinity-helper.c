@@ -21,7 +21,8 @@
 #include "qemu-version.h"
 #include "serve.h"
 
-#define CONNECTIONS_MAX 512
+/* each has two descriptors, of the 1,024 that a process gets */
+#define CONNECTIONS_MAX 400
 #define CONNECTIONS_PER_PROCESS_MAX 16
 #define DEFAULT_MOVES_PER_S 500
 #define MOVES_PER_S_MAX 1000000
