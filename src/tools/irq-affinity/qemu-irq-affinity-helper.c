@@ -186,7 +186,12 @@ static bool send_reply(int to, const IRQHelperReply *reply, int fd)
     return sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(*reply);
 }
 
-/* Returns: false: end the connection. */
+/*
+ * Who gives its interrupts back asks for all of them, and closes: that it does
+ * not take the replies is no reason not to serve what it has asked for.
+ *
+ * Returns: false: end the connection.
+ */
 static bool serve_one(IRQServe *s, Connection *c)
 {
     char data[sizeof(IRQHelperRequest) + 1];
@@ -205,13 +210,15 @@ static bool serve_one(IRQServe *s, Connection *c)
     bool ok;
 
     if (len < 0) {
-        return errno == EAGAIN || errno == EINTR;
+        /* reset is told once, before what the peer sent: read that too */
+        return errno == EAGAIN || errno == EINTR || errno == ECONNRESET;
     }
     fd = take_fd(&msg);
     ok = fd != -2 && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) &&
          irq_serve_request(s, &c->peer, data, len, fd, &reply, &reply_fd,
                            monotonic_ns()) &&
-         send_reply(c->fd, &reply, reply_fd);
+         (send_reply(c->fd, &reply, reply_fd) ||
+          errno == EPIPE || errno == ECONNRESET);
     if (fd >= 0) {
         close(fd);
     }
