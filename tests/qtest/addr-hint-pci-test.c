@@ -453,59 +453,102 @@ static void test_unplug_device(void)
     dut_end(t);
 }
 
-#define SELF_SLOT 4             /* of the root port, on bus 0 */
-#define SELF_BUS 1              /* behind it */
-#define SELF_ECAM 0xb0000000
-#define SELF_SLOT_OFF (PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF)
+#define ECAM 0xb0000000
+#define ECAM_64M 5              /* PCIEXBAR: 64 buses, enabled */
+#define ECAM_END (ECAM + (64 << 20))
+#define SLOT_OFF (PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF)
 
 /*
- * A root port with an addr-hint-pci behind it.  Returns the address of the
- * port's slot control register.
+ * A root port, on any bus, with an addr-hint-pci behind it.  Returns the
+ * address of the port's slot control register.
  */
-static uint64_t self_map(Dut *t)
+static uint64_t self_map(Dut *t, int port_devfn, uint8_t bus, uint64_t bars)
 {
     QPCIDevice *host = qpci_device_find(t->bus, 0);
-    QPCIDevice *port = qpci_device_find(t->bus, QPCI_DEVFN(SELF_SLOT, 0));
+    QPCIDevice *port = qpci_device_find(t->bus, port_devfn);
     uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
 
     qpci_config_writel(host, 0x64, 0);              /* PCIEXBAR of q35 */
-    qpci_config_writel(host, 0x60, SELF_ECAM | 1);
-    qpci_config_writeb(port, PCI_SECONDARY_BUS, SELF_BUS);
-    qpci_config_writeb(port, PCI_SUBORDINATE_BUS, SELF_BUS);
-    qpci_config_writew(port, PCI_MEMORY_BASE, 0xe000);
-    qpci_config_writew(port, PCI_MEMORY_LIMIT, 0xe000);
+    qpci_config_writel(host, 0x60, ECAM | ECAM_64M);
+    qpci_config_writeb(port, PCI_SECONDARY_BUS, bus);
+    qpci_config_writeb(port, PCI_SUBORDINATE_BUS, bus);
+    qpci_config_writew(port, PCI_MEMORY_BASE, bars >> 16);
+    qpci_config_writew(port, PCI_MEMORY_LIMIT, bars >> 16);
     qpci_device_enable(port);
-    dut_map(t, SELF_BUS << 5);
+    t->bus->mmio_alloc_ptr = bars;
+    dut_map(t, bus << 5);
     g_free(port);
     g_free(host);
-    return SELF_ECAM + (QPCI_DEVFN(SELF_SLOT, 0) << 12) + cap + PCI_EXP_SLTCTL;
+    return ECAM + ((uint64_t)port_devfn << 12) + cap + PCI_EXP_SLTCTL;
+}
+
+static Dut *self_start(const char *devices)
+{
+    Dut *t = g_new0(Dut, 1);
+
+    t->qts = qtest_initf("-machine q35 -nodefaults -global "
+                         "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
+                         "%s -device addr-hint-pci,id=dut,bus=rp,hints=16",
+                         devices);
+    t->bus = qpci_new_pc(t->qts, NULL);
+    return t;
+}
+
+static void self_end(Dut *t)
+{
+    qtest_qmp_eventwait(t->qts, "DEVICE_DELETED");
+    g_assert_cmpint(stat_value(t->qts, "vm", "addr-hint-registered"), ==, -1);
+    dut_end(t);
 }
 
 /* A doorbell's write, or one in the window, removes the device that makes it */
 static void test_unplug_self(const void *posted)
 {
-    g_autofree Dut *t = g_new0(Dut, 1);
+    Dut *t = self_start("-device pcie-root-port,id=rp,addr=04.0,chassis=1");
+    uint64_t slot = self_map(t, QPCI_DEVFN(4, 0), 1, 0xe0000000);
     struct ahint hint;
-    uint64_t slot;
 
-    t->qts = qtest_init("-machine q35 -nodefaults -global "
-                        "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
-                        "-device pcie-root-port,id=rp,addr=04.0,chassis=1 "
-                        "-device addr-hint-pci,id=dut,bus=rp,hints=16");
-    t->bus = qpci_new_pc(t->qts, NULL);
-    slot = self_map(t);
-    g_assert_cmpuint(ahint_get_posted(&t->driver, slot, 2, SELF_SLOT_OFF,
-                                      &hint), ==, ADDR_HINT_OK);
+    g_assert_cmpuint(ahint_get_posted(&t->driver, slot, 2, SLOT_OFF, &hint),
+                     ==, ADDR_HINT_OK);
     if (posted) {
         qpci_io_writel(t->pci, t->bells, hint.doorbell, 1);
     } else {
-        qpci_io_writew(t->pci, t->window, hint.window, SELF_SLOT_OFF);
+        qpci_io_writew(t->pci, t->window, hint.window, SLOT_OFF);
     }
-    qtest_qmp_eventwait(t->qts, "DEVICE_DELETED");
-    g_assert_cmpint(stat_value(t->qts, "vm", "addr-hint-registered"), ==, -1);
-    g_free(t->pci);
-    qpci_free_pc(t->bus);
-    qtest_quit(t->qts);
+    self_end(t);
+}
+
+/*
+ * An access that found the device before it was removed and reaches it
+ * afterwards, as that of a vCPU which waits for the BQL can: one long write.
+ * It begins at the slot control register of a port at the end of the
+ * configuration space and ends in the device's registers (or doorbells) behind
+ * that.
+ */
+static void test_unplug_late(const void *doorbells)
+{
+    Dut *t = self_start("-device pxb-pcie,id=pxb,bus_nr=63,addr=05.0 "
+                        "-device pcie-root-port,id=rp,bus=pxb,addr=1f.7,"
+                        "chassis=1");
+    uint64_t slot = self_map(t, 63 << 8 | QPCI_DEVFN(31, 7), 64, ECAM_END);
+    uint32_t regs[] = {
+        [ADDR_HINT_REG_ADDR_LO / 4] = cpu_to_le32(ECAM),
+        [ADDR_HINT_REG_LENGTH / 4] = cpu_to_le32(4),
+        [ADDR_HINT_REG_FLAGS / 4] = cpu_to_le32(ADDR_HINT_FLAG_POSTED),
+        [ADDR_HINT_REG_COMMAND / 4] = cpu_to_le32(ADDR_HINT_CMD_REGISTER),
+    };
+    size_t before = ECAM_END - slot;
+    g_autofree uint8_t *data = g_malloc0(before + sizeof(regs));
+
+    g_assert_cmpuint(slot >> 12, ==, (ECAM_END >> 12) - 1);
+    if (doorbells) {
+        qpci_config_writel(t->pci, PCI_BASE_ADDRESS_0, ECAM_END + PAGE);
+        qpci_config_writel(t->pci, PCI_BASE_ADDRESS_1, ECAM_END);
+    }
+    stw_le_p(data, SLOT_OFF);
+    memcpy(data + before, regs, sizeof(regs));
+    qtest_memwrite(t->qts, slot, data, before + sizeof(regs));
+    self_end(t);
 }
 
 static void test_reset(void)
@@ -1086,6 +1129,12 @@ int main(int argc, char **argv)
                             test_unplug_self);
         qtest_add_data_func("/addr-hint-pci/unplug-self-posted", "posted",
                             test_unplug_self);
+        if (qtest_has_device("pxb-pcie")) {
+            qtest_add_data_func("/addr-hint-pci/unplug-late", NULL,
+                                test_unplug_late);
+            qtest_add_data_func("/addr-hint-pci/unplug-late-doorbell",
+                                "doorbells", test_unplug_late);
+        }
     }
     qtest_add_func("/addr-hint-pci/reset", test_reset);
     qtest_add_func("/addr-hint-pci/doorbell", test_doorbell);
