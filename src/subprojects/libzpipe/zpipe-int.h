@@ -195,6 +195,7 @@ struct zpipe {
     uint64_t copied;            /* bytes that this side has copied, ever */
     uint64_t turn_end;          /* the value of that at which a turn ends */
     bool polled;                /* the descriptors have been looked at */
+    bool waking;                /* wake_self() was called, nobody looked yet */
 
     uint32_t news;              /* ZP_WANT_*: what the peer was not told */
     uint64_t handshake_end;     /* by now_ns() */
