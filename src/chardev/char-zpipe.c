@@ -129,8 +129,8 @@ void zpipe_chr_replace(ZpipeChardev *s, struct zpipe *zp)
 {
     struct zpipe *old = s->zp;
 
-    zpipe_totals_add_handle(&s->totals, old);
     WITH_QEMU_LOCK_GUARD(&s->lock) {
+        zpipe_totals_add_handle(&s->totals, old);
         unwatch(s);
         s->zp = zp;
         s->seen = ZPIPE_IDLE;

@@ -847,6 +847,44 @@ static void test_migration(const void *data)
     test_end(&t);
 }
 
+/* It was saved, and goes on: what the guest has queued is still there. */
+static void test_saved(void)
+{
+    g_autofree char *uri = NULL, *state = NULL;
+    uint64_t got, sent;
+    Test t;
+
+    test_begin(&t, "server=on,wait=off", SHARED_RAM);
+    state = g_strdup_printf("%s/state", t.dir);
+    uri = g_strdup_printf("file:%s", state);
+    transfer(&t, 100 * 1000, 100 * 1000, 4);
+    guest_post_out(&t.guest, 600 * 1000, CHAIN);
+    peer_read(t.peer, 150 * 1000);
+    wait_until(&t, !t.peer->reading);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
+                             "'arguments': {'uri': %s}}", uri);
+    wait_for_migration(t.guest.qts);
+    wait_until(&t, (peer_read(t.peer, 600 * 1000),
+                    zpipe_state(t.peer->zp) == ZPIPE_IDLE));
+    got = t.peer->got;
+    sent = t.peer->sent;
+    g_assert_cmpint(got, <, 600 * 1000);
+    peer_free(t.peer);
+    t.peer = NULL;
+    g_assert_false(g_file_test(t.path, G_FILE_TEST_EXISTS));
+
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'cont'}");
+    wait_until(&t, g_file_test(t.path, G_FILE_TEST_EXISTS));
+    t.peer = peer_new(t.path);
+    t.peer->got = got;
+    t.peer->sent = sent;
+    wait_until(&t, zpipe_state(t.peer->zp) == ZPIPE_CONNECTED);
+    transfer(&t, 700 * 1000, 200 * 1000, 3);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-lost-bytes"), ==, 0);
+    g_unlink(state);
+    test_end(&t);
+}
+
 /* The kinds of CPR in which a chardev would have to go over are refused. */
 static void test_cpr(void)
 {
@@ -1174,6 +1212,7 @@ int main(int argc, char **argv)
 
         qtest_add_data_func(name, &cases[i], test_migration);
     }
+    qtest_add_func("/zpipe/saved", test_saved);
     qtest_add_func("/zpipe/unplug/port", test_unplug_port);
     qtest_add_func("/zpipe/unplug/device", test_unplug_device);
     qtest_add_func("/zpipe/killed", test_killed);

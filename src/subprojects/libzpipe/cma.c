@@ -9,7 +9,9 @@
  * it.  Whether it does is proven at connect: the peer names a random cookie and
  * where it lies.  That also proves that the process is the one that speaks on
  * the socket, whatever the name spaces.  Its pidfd tells after each call that
- * the number still meant that process.
+ * the number still meant that process, and before each write, so that a process
+ * that has got the number meanwhile is not written to.  (There is no such call
+ * that takes a pidfd: what ends between the two is not seen in time.)
  */
 
 #include <errno.h>
@@ -73,8 +75,12 @@ int cma_read(struct zpipe *zp, const struct iovec *local, int n,
 int cma_write(struct zpipe *zp, const struct iovec *local, int n,
               uint64_t remote, size_t len)
 {
-    int ret = transfer(zp, true, local, n, remote, len);
+    /* before, too: what was written to another process is not undone */
+    int ret = still_there(zp);
 
+    if (!ret) {
+        ret = transfer(zp, true, local, n, remote, len);
+    }
     zp->stats.cma_errors += ret != 0;
     return ret;
 }

@@ -308,16 +308,20 @@ static void set_timer(struct zpipe *zp, uint64_t ns)
 
 /*
  * The timer has three uses: it ends a handshake, or a wait for a posted read,
- * and makes the descriptor readable at once.
+ * and makes the descriptor readable at once.  That comes first, and the others
+ * then, from timer_expired().
  */
 void wake_self(struct zpipe *zp)
 {
+    zp->waking = true;
     set_timer(zp, 1);
 }
 
 void wake_self_later(struct zpipe *zp, uint64_t ns)
 {
-    set_timer(zp, ns);
+    if (!zp->waking) {
+        set_timer(zp, ns);
+    }
 }
 
 static void timer_expired(struct zpipe *zp)
@@ -327,6 +331,7 @@ static void timer_expired(struct zpipe *zp)
     if (read(zp->timer, &count, sizeof(count)) < 0) {
         return;
     }
+    zp->waking = false;
     if (zp->link == LINK_HELLO || zp->link == LINK_READY) {
         uint64_t now = now_ns();
 
@@ -531,7 +536,7 @@ static void ready_received(struct zpipe *zp, const struct zp_ability *ability)
     zp->stats.connects++;
     zp->stats.resumed += zp->resumed;
     close_fd(&zp->arena_fd);
-    set_timer(zp, 0);
+    wake_self_later(zp, 0);     /* the time for the handshake is over */
     region_send_all(zp);
 }
 
@@ -727,7 +732,7 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     zp->kicked = 0;
     zp->link = LINK_HELLO;
     zp->handshake_end = now_ns() + ZP_HANDSHAKE_MS * 1000000ull;
-    set_timer(zp, ZP_HANDSHAKE_MS * 1000000ull);
+    wake_self_later(zp, ZP_HANDSHAKE_MS * 1000000ull);
     if (!server) {
         send_hello(zp);
     }

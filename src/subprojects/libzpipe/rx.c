@@ -247,6 +247,7 @@ static enum step take_copy(struct zpipe *zp, struct zpipe_req *req,
         }
     }
     req->p.done += bytes;
+    zp->copied += bytes;
     note_taken(zp, req, bytes, mechanism);
     if (bytes == piece->len) {
         entry_done(zp);
@@ -260,7 +261,8 @@ static enum step take_copy(struct zpipe *zp, struct zpipe_req *req,
     return GO_ON;
 }
 
-static enum step take_entry(struct zpipe *zp)
+/* With @tired only what costs nothing: bytes that were pushed, the end. */
+static enum step take_entry(struct zpipe *zp, bool tired)
 {
     struct zpipe_req *req = zp->rx.queue.head;
     struct piece piece;
@@ -278,6 +280,9 @@ static enum step take_entry(struct zpipe *zp)
     }
     if (piece.type == ZP_W_PUSHED) {
         return take_pushed(zp, req, &piece);
+    }
+    if (tired) {
+        return STOP;
     }
     if (req->p.kind == KIND_VIEW && piece.from) {
         return give_view(zp, req, &piece);
@@ -334,18 +339,17 @@ static bool at_end(struct zpipe *zp)
            ld_relaxed(&entry_at(zp, zp->rx.cur)->type) == ZP_W_END;
 }
 
-static enum step take_entries(struct zpipe *zp, size_t budget)
+static enum step take_entries(struct zpipe *zp)
 {
-    uint64_t start = zp->rx.taken;
+    uint64_t start = zp->copied;
     int64_t n = available(zp);
     enum step step = n < 0 ? BROKEN : GO_ON;
 
     while (step == GO_ON && n > 0 && !zp->rx.end &&
-           (zp->rx.queue.head || at_end(zp)) &&
-           zp->rx.taken - start < budget) {
+           (zp->rx.queue.head || at_end(zp))) {
         uint64_t cur = zp->rx.cur;
 
-        step = take_entry(zp);
+        step = take_entry(zp, zp->copied - start >= ZP_PASS_BYTES);
         n -= zp->rx.cur - cur;
         if (zp->rx.told >= zp->peer.copy_bytes / 4) {
             show_progress(zp);
@@ -355,7 +359,7 @@ static enum step take_entries(struct zpipe *zp, size_t budget)
     return step;
 }
 
-static void pass(struct zpipe *zp, size_t budget)
+void rx_pass(struct zpipe *zp)
 {
     enum step step;
 
@@ -376,7 +380,7 @@ static void pass(struct zpipe *zp, size_t budget)
         return;
     }
     touch_begin(zp);
-    step = take_entries(zp, budget);
+    step = take_entries(zp);
     finish_reads(zp);
     show_progress(zp);
     touch_end(zp);
@@ -386,11 +390,6 @@ static void pass(struct zpipe *zp, size_t budget)
     } else if (zp->cma_lost) {
         tell_cma_lost(zp);
     }
-}
-
-void rx_pass(struct zpipe *zp)
-{
-    pass(zp, ZP_PASS_BYTES);
 }
 
 bool rx_more(struct zpipe *zp)
@@ -508,7 +507,7 @@ bool rx_revoke(struct zpipe *zp)
     struct zp_rx *rx = &zp->rx;
 
     if (zp->link != LINK_UP) {
-        pass(zp, SIZE_MAX);     /* what it pushed before it left counts, too */
+        rx_pass(zp);            /* what it pushed before it left counts, too */
         return false;
     }
     retire_demand(zp);
@@ -520,8 +519,8 @@ bool rx_revoke(struct zpipe *zp)
         link_fail(zp, -ETIMEDOUT, "the peer did not stop writing in 100 ms");
         return false;
     }
-    /* what was pushed before that counts */
-    pass(zp, SIZE_MAX);
+    /* what was pushed before that counts, and is the first to be taken */
+    rx_pass(zp);
     if (zp->link != LINK_UP) {
         return false;
     }

@@ -175,7 +175,9 @@ static enum attempt send_copy(struct zpipe *zp, struct zpipe_req *req)
                   zp->own.copy_bytes)) {
         return MUST_WAIT;
     }
-    publish_copied(zp, req, gather(req, MIN(left, room), to));
+    left = gather(req, MIN(left, room), to);
+    zp->copied += left;
+    publish_copied(zp, req, left);
     return SENT;
 }
 
@@ -333,10 +335,6 @@ static enum attempt send_push(struct zpipe *zp, struct zpipe_req *req,
     struct push_target target;
     enum attempt found;
 
-    if (zp->tx.pushed >= ZP_PASS_BYTES) {
-        zp->tx.pushed = 0;      /* let the peer take its reads back */
-        touch_end(zp);
-    }
     touch_begin(zp);
     found = push_look(zp, &target, why);
     if (found != MUST_WAIT) {
@@ -362,7 +360,7 @@ static enum attempt send_push(struct zpipe *zp, struct zpipe_req *req,
     }
     zp->tx.push_run = true;
     zp->tx.push_next = target.index + 1;
-    zp->tx.pushed += bytes;
+    zp->copied += bytes;
     next_entry(zp)->addr = target.index;
     publish(zp, &(struct tx_slot) {
         .req = req, .len = bytes, .type = ZP_W_PUSHED,
@@ -478,13 +476,16 @@ static void send_end(struct zpipe *zp)
 void tx_pump(struct zpipe *zp)
 {
     struct zp_tx *tx = &zp->tx;
+    uint64_t start = zp->copied;
 
-    tx->want_reads = false;
+    tx->want_reads = tx->more = false;
     if (zp->link != LINK_UP) {
         return;
     }
-    while (tx->next && !ring_full(zp) && send_piece(zp, tx->next)) {
-        /* go on */
+    while (!tx->more && tx->next && !ring_full(zp) &&
+           send_piece(zp, tx->next)) {
+        /* requests may be of any size: let others run, too */
+        tx->more = zp->copied - start >= ZP_PASS_BYTES;
     }
     if (tx->shut && !tx->end_sent && !tx->next && !ring_full(zp)) {
         send_end(zp);
@@ -593,7 +594,7 @@ bool tx_has_news(struct zpipe *zp)
     if (zp->link != LINK_UP) {
         return false;
     }
-    return ld_acquire(&zp->peer.ctl->rel) != tx->rel ||
+    return tx->more || ld_acquire(&zp->peer.ctl->rel) != tx->rel ||
            (tx->want_reads && push_look(zp, &target, &why) != MUST_WAIT);
 }
 

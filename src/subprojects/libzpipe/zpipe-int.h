@@ -38,7 +38,7 @@
 #define ZP_MESSAGES_A_TURN  16
 /* Segments handled in one step. */
 #define ZP_SLICE_MAX        64
-/* Bytes taken in one pass: bounds how long this side is busy. */
+/* Bytes copied in one pass: bounds how long this side is busy. */
 #define ZP_PASS_BYTES       (8u << 20)
 /* Bytes on the way after which a sleeping peer is woken at once. */
 #define ZP_EAGER_BYTES      (64u << 10)
@@ -134,12 +134,12 @@ struct zp_tx {
     uint64_t high;              /* was ever published in this session */
     uint64_t copy_head, copy_tail;
     uint64_t eager;             /* bytes published since the last kick */
-    uint64_t pushed;            /* bytes pushed since touch_begin() */
     bool push_run;              /* all that is on the way was pushed */
     uint64_t push_next;         /* then: the posted read for the next byte */
     bool shut, end_sent;
     bool want_space;            /* zpipe_try_write() found no room */
     bool want_reads;            /* waits for a posted read */
+    bool more;                  /* tx_pump() has ended early */
     uint64_t reads_by;          /* not after that time; 0: for ever, or not */
     bool no_reads;              /* the peer did not post one in time */
 };
@@ -192,7 +192,10 @@ struct zpipe {
     struct req_queue done;
     bool in_turn;               /* zpipe_reap() has not returned NULL yet */
     unsigned turn_budget;
+    uint64_t copied;            /* bytes that this side has copied, ever */
+    uint64_t turn_end;          /* the value of that at which a turn ends */
     bool polled;                /* the descriptors have been looked at */
+    bool waking;                /* wake_self() was called, nobody looked yet */
 
     uint32_t news;              /* ZP_WANT_*: what the peer was not told */
     uint64_t handshake_end;     /* by now_ns() */

@@ -22,11 +22,13 @@
 #define SPIN_NS_DEFAULT     20000
 #define SPIN_NS_MAX         (100ull * 1000 * 1000)
 /*
- * Rounds without a completion, and completions, before a turn ends although
- * there is more: others in the caller's event loop want to run, too.
+ * Rounds without a completion, completions, and bytes copied, before a turn
+ * ends although there is more: others in the caller's event loop want to run,
+ * too.
  */
 #define TURN_ROUNDS         16
 #define TURN_REQUESTS       4096
+#define TURN_BYTES          (16u << 20)
 
 /* ----------------------------------------------------------------- queues */
 
@@ -307,6 +309,7 @@ static void begin_turn(struct zpipe *zp)
 {
     zp->in_turn = true;
     zp->turn_budget = TURN_REQUESTS;
+    zp->turn_end = zp->copied + TURN_BYTES;
     wake_up(zp);
     if (!zp->polled) {
         link_poll(zp, 0);
@@ -334,6 +337,9 @@ struct zpipe_req *zpipe_reap(struct zpipe *zp)
     }
     while (zp->turn_budget && rounds++ < TURN_ROUNDS) {
         if (!zp->done.head) {
+            if (zp->copied >= zp->turn_end) {
+                break;
+            }
             progress(zp);
         }
         if (zp->done.head) {

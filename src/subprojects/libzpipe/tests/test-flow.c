@@ -884,6 +884,126 @@ static void test_direct_no_reads(void)
     req_free(w[1]);
 }
 
+/* ------------------------------------------------ work that has no end */
+
+/* More than is copied without a look at anything else. */
+#define A_PASS (16 * MiB)
+#define BUFFER (4 * MiB)
+#define BUFFERS 32
+
+/*
+ * Requests may be of any size, and their segments may overlap: one turn copies
+ * a part of them.
+ */
+static void test_bounded_push(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_DIRECT, 0);
+    uint8_t *out = g_malloc0(BUFFER), *in;
+    Req *w = req_new_sg(out, BUFFER, BUFFERS), *r[BUFFERS];
+    size_t got = 0;
+    Pair p;
+
+    pair_open(&p, &tx, NULL);
+    in = zpipe_buffer_new(p.rx, BUFFER);
+    for (int i = 0; i < BUFFERS; i++) {
+        w->iov[i] = (struct iovec) { out, BUFFER };
+        r[i] = req_new(in, BUFFER);
+        submit_read(p.rx, r[i]);
+    }
+    pair_settle(&p);
+    submit_write(p.tx, w);
+    zpipe_flush(p.tx);
+    reap_all(p.rx);
+    for (int i = 0; i < BUFFERS; i++) {
+        got += r[i]->done ? r[i]->r.result : 0;
+    }
+    g_assert_cmpuint(got, >, 0);
+    g_assert_cmpuint(got, <=, A_PASS);
+    /* and nobody has to wake it for the rest */
+    pair_wait(&p, w);
+    for (int i = 0; i < BUFFERS; i++) {
+        pair_wait(&p, r[i]);
+        req_free(r[i]);
+    }
+    req_free(w);
+    g_free(out);
+    pair_close(&p);
+}
+
+/* A turn ends, too, while the peer keeps up. */
+static void test_bounded_turn(void)
+{
+    struct zpipe_config tx = config_of(ZPIPE_MAP, 0);
+    size_t size = 256 * MiB, part = MiB;
+    Req *w = req_new(NULL, size), *r[256];
+    uint8_t *in = g_malloc(part), *out;
+    int n;
+    Pair p;
+
+    tx.ring_bytes = MiB;
+    pair_open(&p, &tx, NULL);
+    out = zpipe_buffer_new(p.tx, size);
+    w->iov[0].iov_base = out;
+    pair_settle(&p);
+    for (int i = 0; i < 256; i++) {
+        r[i] = req_new(in, part);
+        submit_read(p.rx, r[i]);
+    }
+    submit_write(p.tx, w);
+    zpipe_flush(p.tx);
+    n = reap_all(p.rx);
+    g_assert_cmpint(n, >, 0);
+    g_assert_cmpint(n * part, <=, 3 * A_PASS);
+    for (int i = 0; i < 256; i++) {
+        pair_wait(&p, r[i]);
+        req_free(r[i]);
+    }
+    pair_wait(&p, w);
+    req_free(w);
+    g_free(in);
+    pair_close(&p);
+}
+
+/* What is there to be read is not all copied because a read is taken back. */
+static void test_bounded_cancel(void)
+{
+    struct zpipe_config big = config_of(ZPIPE_MAP, 0);
+    size_t size = 64 * MiB;
+    uint8_t *in = g_malloc(size), *out;
+    Req *w = req_new(NULL, size), *r = req_new(in, size), *rest;
+    size_t got;
+    Pair p;
+
+    big.ring_bytes = MiB;
+    pair_open(&p, &big, &big);
+    out = zpipe_buffer_new(p.tx, size);
+    w->iov[0].iov_base = out;
+    pat_fill(out, size, 1, 0);
+    pair_settle(&p);
+    r->r.min = size;
+    submit_read(p.rx, r);
+    zpipe_flush(p.rx);
+    submit_write(p.tx, w);
+    zpipe_flush(p.tx);
+    zpipe_cancel(p.rx, &r->r);
+    reap_all(p.rx);
+    g_assert_true(r->done);
+    g_assert_cmpint(r->r.result, >, 0);
+    g_assert_cmpint(r->r.result, <=, A_PASS);
+    got = r->r.result;
+    rest = req_new(in + got, size - got);
+    rest->r.min = size - got;
+    submit_read(p.rx, rest);
+    pair_wait(&p, rest);
+    pair_wait(&p, w);
+    pat_check(in, size, 1, 0);
+    req_free(rest);
+    req_free(r);
+    req_free(w);
+    g_free(in);
+    pair_close(&p);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -921,5 +1041,8 @@ int main(int argc, char **argv)
     g_test_add_func("/flow/try/and-requests", test_try_and_requests);
     g_test_add_func("/flow/waiting-calls", test_waiting_calls);
     g_test_add_func("/flow/direct-no-reads", test_direct_no_reads);
+    g_test_add_func("/flow/bounded/push", test_bounded_push);
+    g_test_add_func("/flow/bounded/turn", test_bounded_turn);
+    g_test_add_func("/flow/bounded/cancel", test_bounded_cancel);
     return g_test_run();
 }

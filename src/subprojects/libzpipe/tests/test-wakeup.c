@@ -254,6 +254,39 @@ static void test_late_room(void)
     }
 }
 
+/*
+ * A handle that sets itself a time, for a posted read that does not come, does
+ * not forget what it has to tell its user at once.
+ */
+static void test_two_reasons(void)
+{
+    struct zpipe_config config = config_of(ZPIPE_DIRECT, 0);
+    uint8_t *out = g_malloc0(64 * KiB), in[100];
+    Req *w = req_new(out, 64 * KiB), *r = req_new(out, 64 * KiB);
+    struct pollfd pfd = { .events = POLLIN };
+    Pair p;
+
+    pair_open(&p, &config, NULL);
+    pfd.fd = zpipe_fd(p.tx);
+    g_assert_cmpint(zpipe_try_read(p.tx, in, sizeof(in)), ==, -EAGAIN);
+    pair_settle(&p);
+    g_assert_cmpint(zpipe_try_write(p.rx, out, sizeof(in)), ==, sizeof(in));
+    zpipe_flush(p.rx);
+    submit_write(p.tx, w);
+    reap_all(p.tx);
+    /* less than the time that it waits for a posted read */
+    g_assert_cmpint(poll(&pfd, 1, 50), ==, 1);
+    g_assert_cmpint(zpipe_try_read(p.tx, in, sizeof(in)), ==, sizeof(in));
+    r->r.min = 64 * KiB;
+    submit_read(p.rx, r);
+    pair_wait(&p, r);
+    pair_wait(&p, w);
+    req_free(r);
+    req_free(w);
+    g_free(out);
+    pair_close(&p);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -264,5 +297,6 @@ int main(int argc, char **argv)
     g_test_add_func("/wakeup/late-data", test_late_data);
     g_test_add_func("/wakeup/late-room", test_late_room);
     g_test_add_func("/wakeup/ping-pong", test_ping_pong);
+    g_test_add_func("/wakeup/two-reasons", test_two_reasons);
     return g_test_run();
 }
