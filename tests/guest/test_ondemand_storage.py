@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is behind a window fails: the VM stops, or is told, and QEMU goes on."""
 import os
-import threading
+import subprocess
 import unittest
 
 from guest import is_base_build
@@ -71,6 +71,151 @@ class Storage(unittest.TestCase):
                 self.dump(vm)
             self.assertEqual(vm.counters()['refused-backing'], 0)
             self.assertEqual(vm.read_bytes(WINDOW, MIB), path.read_bytes())
+
+    # Storage that runs out behind a memory backend
+
+    def full_tmpfs(self):
+        """Return a file of a MiB that will find room for half of it."""
+        need_root()
+        storage = Tmpfs(MIB // 2)
+        self.addCleanup(storage.close)
+        return storage
+
+    def write_until_full(self, vm):
+        """Write to each granule; return the first whose write is lost."""
+        for at in range(0, MIB, 4 * KIB):
+            vm.write(WINDOW + at, at + 1)
+            if vm.read(WINDOW + at) == ALL_ONES:
+                return at
+            self.assertEqual(vm.read(WINDOW + at), at + 1)
+        raise AssertionError('there is room for all')
+
+    def check_goes_on(self, vm, full, grow):
+        """What is there is used on; what is not comes when there is room."""
+        for at in range(0, full, 4 * KIB):
+            self.assertEqual(vm.read(WINDOW + at), at + 1)
+        grow()
+        self.assertEqual(vm.read(WINDOW + full), 0)
+        for at in range(0, MIB, 4 * KIB):
+            vm.write(WINDOW + at, at + 2)
+        for at in range(0, MIB, 4 * KIB):
+            self.assertEqual(vm.read(WINDOW + at), at + 2)
+
+    def test_no_space_report(self):
+        storage = self.full_tmpfs()
+        with self.memory_vm(NEVER, storage.dir / 'memory', ',rerror=report',
+                            share='on', reserve='off') as vm:
+            vm.set_bars(True)
+            full = self.write_until_full(vm)
+            found = self.event(vm)
+            self.assertEqual((found['action'], found['offset']),
+                             ('report', full))
+            self.assertEqual(self.status(vm), 'running')
+            self.check_goes_on(vm, full, lambda: storage.grow(MIB))
+            self.assertEqual(vm.counters()['maps'], 0)
+
+    def test_no_space_stop(self):
+        storage = self.full_tmpfs()
+        with self.memory_vm(NEVER, storage.dir / 'memory', share='on') as vm:
+            vm.set_bars(True)
+            full = self.write_until_full(vm)
+            self.assertEqual(self.event(vm)['action'], 'stop')
+            vm.wait(lambda: self.status(vm) == 'io-error', 'the VM stops')
+            storage.grow(MIB)
+            vm.cmd('cont')
+            self.assertEqual(self.status(vm), 'running')
+            self.check_goes_on(vm, full, lambda: None)
+
+    def test_no_space_mapping(self):
+        """Chunks that cannot be filled trap, and are tried again later."""
+        storage = self.full_tmpfs()
+        with self.memory_vm('2', storage.dir / 'memory', ',rerror=report',
+                            share='on') as vm:
+            vm.set_bars(True)
+            for chunk in range(16):
+                for _ in range(4):
+                    vm.read(WINDOW + chunk * CHUNK)
+                vm.wait(lambda n=chunk: vm.states()[n] in
+                        ('mapped', 'refused backing'), 'it is decided')
+            self.assertEqual(self.event(vm)['action'], 'report')
+            self.assertIn('mapped', vm.states())
+            self.assertEqual(vm.states()[15], 'refused backing')
+            self.assertEqual(self.status(vm), 'running')
+            storage.grow(MIB)
+
+            def last_is_mapped():
+                for _ in range(4):
+                    vm.read(WINDOW + 15 * CHUNK)
+                return vm.states()[15] == 'mapped'
+            vm.wait(last_is_mapped, 'the last chunk is mapped')
+
+    def small_file_system(self):
+        """Return where a file system of some MiB is mounted, with a file."""
+        need_root()
+        disk = Loop(8 * MIB)
+        self.addCleanup(disk.close)
+        try:
+            run('mkfs.ext4', '-q', '-F', '-m', '0', disk.path)
+        except FileNotFoundError:
+            self.skipTest('no mkfs.ext4: install e2fsprogs')
+        where = disk.dir / 'mounted'
+        where.mkdir()
+        self.addCleanup(where.rmdir)
+        try:
+            run('mount', disk.path, where)
+        except subprocess.CalledProcessError as error:
+            self.skipTest(f'ext4 cannot be mounted: {error.output.strip()}')
+        self.addCleanup(run, 'umount', where)
+        return where
+
+    def test_no_space_for_holes(self):
+        """A page that can be read has no room to be written."""
+        where = self.small_file_system()
+        with open(where / 'memory', 'wb') as f:
+            f.truncate(MIB)
+        with open(where / 'fill', 'wb', buffering=0) as f:
+            with self.assertRaises(OSError):
+                while True:
+                    f.write(bytes(4 * KIB))
+                    os.fsync(f)
+
+        def make_room():
+            (where / 'fill').unlink()
+            run('sync', '-f', where)
+        with self.memory_vm(NEVER, where / 'memory', ',rerror=report',
+                            share='on') as vm:
+            vm.set_bars(True)
+            vm.read(WINDOW)
+            full = self.write_until_full(vm)
+            self.assertEqual(self.event(vm)['action'], 'report')
+            self.check_goes_on(vm, full, make_room)
+
+    # Storage that cannot be read
+
+    def test_read_error(self):
+        """The kernel reports an error of the device."""
+        need_root()
+        disk = Loop(MIB)
+        self.addCleanup(disk.close)
+        disk.file.write_bytes(self.make_file().read_bytes())
+        whole = disk.file.read_bytes()
+        with self.file_vm('2', disk.path, ',rerror=report') as vm:
+            vm.set_bars(True)
+            os.truncate(disk.file, MIB // 2)
+            at = MIB - CHUNK
+            for _ in range(100):
+                self.assertEqual(vm.read(WINDOW + at), ALL_ONES)
+                vm.write(WINDOW + at, 5)
+            found = self.event(vm)
+            self.assertEqual((found['action'], found['reason']),
+                             ('report', 'Input/output error'))
+            vm.wait(lambda: vm.states()[15] == 'refused backing',
+                    'the chunk is refused')
+            self.assertEqual(vm.read_bytes(WINDOW, MIB // 2),
+                             whole[:MIB // 2])
+            self.assertEqual(self.status(vm), 'running')
+            disk.file.write_bytes(whole)
+            self.assertEqual(vm.read_bytes(WINDOW, MIB), whole)
 
 
 if __name__ == '__main__':
