@@ -3,6 +3,7 @@
 import os
 import subprocess
 import unittest
+from pathlib import Path
 
 from guest import is_base_build
 from hotpath_paths import report_dir
@@ -60,7 +61,7 @@ class Storage(unittest.TestCase):
         with preloaded('failing_read', FAILING_READ=str(flag)), \
                 self.file_vm('2', path) as vm:
             vm.set_bars(True)
-            for _ in range(2):
+            for _ in range(3):
                 vm.read(WINDOW)
             flag.touch()
             vm.read(WINDOW)             # hot now; its first granule is there
@@ -216,6 +217,36 @@ class Storage(unittest.TestCase):
             self.assertEqual(self.status(vm), 'running')
             disk.file.write_bytes(whole)
             self.assertEqual(vm.read_bytes(WINDOW, MIB), whole)
+
+    # What a window takes of the host's memory
+
+    def held(self, vm, size):
+        """Return what the host holds of the RAM that has this size."""
+        found = None
+        smaps = Path(f'/proc/{vm.vm.get_pid()}/smaps').read_text()
+        for line in smaps.splitlines():
+            words = line.split()
+            if '-' in words[0]:
+                low, high = (int(x, 16) for x in words[0].split('-'))
+            elif words[0] == 'Rss:' and high - low == size:
+                found = int(words[1]) * KIB
+        self.assertIsNotNone(found, 'there is no RAM of that size')
+        return found
+
+    def test_granules_take_their_size(self):
+        """A granule is not a huge page."""
+        huge = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+        if not huge.is_file() or '[never]' in huge.read_text():
+            self.skipTest('the host gives no huge pages')
+        path, size = self.make_file(), 66 * MIB
+        os.truncate(path, size)
+        with self.file_vm(NEVER, path) as vm:
+            vm.set_bars(True)
+            for at in range(0, size, 2 * MIB):
+                vm.read(WINDOW + at)
+            self.assertEqual(vm.counters()['resident-bytes'], 33 * 4 * KIB)
+            # a granule is written from a buffer: no page around it is touched
+            self.assertLessEqual(self.held(vm, size), 33 * 4 * KIB)
 
 
 if __name__ == '__main__':
