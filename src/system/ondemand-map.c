@@ -13,10 +13,12 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/accel.h"
 #include "qemu/main-loop.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-ondemand-map.h"
 #include "exec/target_page.h"
+#include "hw/mem/memory-device.h"
 #include "hw/qdev-core.h"
 #include "hw/virtio/vhost.h"
 #include "migration/misc.h"
@@ -24,6 +26,8 @@
 #include "system/hotpath-stats.h"
 #include "system/kvm.h"
 #include "system/ondemand-map.h"
+#include "system/qtest.h"
+#include "system/tcg.h"
 #include "memory-internal.h"
 #include "trace.h"
 
@@ -207,6 +211,21 @@ static bool sections_left(void)
     return used + SECTIONS_PER_CHUNK <= qemu_target_page_size() / 2;
 }
 
+/*
+ * The same goes for slots: chunks of a BAR that is switched off use none now.
+ * Memory devices that will want more have said how many.
+ */
+static bool slots_left(void)
+{
+    return kvm_get_free_memslots() > SLOT_RESERVE + all_chunks +
+                                     memory_devices_get_reserved_memslots();
+}
+
+unsigned ondemand_map_chunks(void)
+{
+    return all_chunks;
+}
+
 static bool limit_exceeded(OndemandMap *map, uint64_t size,
                            OndemandRefusal *why)
 {
@@ -227,8 +246,7 @@ static bool limit_exceeded(OndemandMap *map, uint64_t size,
          * aborts when the ring's address turns out to be elsewhere.
          */
         *why = ONDEMAND_REFUSAL_VHOST;
-    } else if (kvm_enabled() &&
-               kvm_get_free_memslots() <= SLOT_RESERVE + all_chunks) {
+    } else if (kvm_enabled() && !slots_left()) {
         *why = ONDEMAND_REFUSAL_SLOTS;
     } else {
         return false;
@@ -431,6 +449,11 @@ bool ondemand_map_register(OndemandMap *map, DeviceState *owner,
                            OndemandPolicy *policy, const OndemandMapOps *ops,
                            Error **errp)
 {
+    if (!tcg_enabled() && !kvm_enabled() && !qtest_enabled()) {
+        error_setg(errp, "An ondemand-policy needs the accelerator 'tcg' or "
+                   "'kvm', and this is '%s'", current_accel_name());
+        return false;
+    }
     /*
      * Devices that access memory by themselves declare that none may be
      * discarded under them; memory that is unmapped is no better.

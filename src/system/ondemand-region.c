@@ -50,7 +50,8 @@
  *         qatomic_read()
  * @why: why it is refused, when it is
  * @retry_ns: when it may be tried again
- * @hits: accesses that trapped since it was last cold; qatomic
+ * @hits: accesses that trapped since it was last cold, and found their granule
+ *        resident; qatomic
  * @hot: the bottom half should look at it; qatomic
  */
 struct OndemandRegionChunk {
@@ -116,6 +117,11 @@ static unsigned first_granule(OndemandRegion *r, unsigned n)
     return chunk_start(r, n) / r->granule;
 }
 
+static bool granule_is_resident(OndemandRegion *r, hwaddr addr)
+{
+    return qatomic_read(&r->state[addr / r->granule]) == ONDEMAND_RESIDENT;
+}
+
 /* Returns: how many granules of a chunk are resident */
 static unsigned resident_in_chunk(OndemandRegion *r, unsigned n)
 {
@@ -147,6 +153,23 @@ static int fill_chunk(OndemandRegion *r, unsigned n)
         }
     }
     return 0;
+}
+
+/*
+ * RAM has huge pages wherever the host can give them.  Then each granule would
+ * cost as much as one; so there are none before a chunk is mapped.
+ */
+static void allow_huge_pages(OndemandRegion *r, uint64_t start, uint64_t size,
+                             bool allow)
+{
+#ifdef MADV_NOHUGEPAGE
+    if (r->backing.outside) {
+        uint8_t *host = memory_region_get_ram_ptr(r->backing.ram);
+
+        /* advice only: a kernel without huge pages refuses it */
+        madvise(host + start, size, allow ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    }
+#endif
 }
 
 /*
@@ -294,6 +317,7 @@ static void commit(OndemandMap *map)
                                r->backing.ram, chunk_start(r, n),
                                chunk_length(r, n), &c->why)) {
             set_state(r, n, ONDEMAND_STATE_MAPPED);
+            allow_huge_pages(r, chunk_start(r, n), chunk_length(r, n), true);
         } else {
             refuse(r, n, c->why);
         }
@@ -357,6 +381,7 @@ static void quiesce(OndemandRegion *r)
         set_state(r, n, ONDEMAND_STATE_COLD);
     }
     memory_region_transaction_commit();
+    allow_huge_pages(r, 0, r->size, false);
 }
 
 static OndemandRangeList *list_ranges(OndemandMap *map)
@@ -403,13 +428,12 @@ static const OndemandMapOps region_map_ops = {
  * Accesses that trap
  */
 
-static void count(OndemandRegion *r, hwaddr addr)
+static void count_hit(OndemandRegion *r, hwaddr addr)
 {
     OndemandRegionChunk *c = &r->chunks[addr / r->chunk_size];
     unsigned hits = qatomic_fetch_inc(&c->hits) + 1;
     OndemandState state = qatomic_read(&c->state);
 
-    ondemand_map_trap(&r->map);
     if (hits > ondemand_policy_threshold(r->map.policy) &&
         (state == ONDEMAND_STATE_COLD || state == ONDEMAND_STATE_REFUSED) &&
         !qatomic_xchg(&c->hot, true)) {
@@ -443,16 +467,28 @@ static MemTxResult make_resident(OndemandRegion *r, hwaddr addr, unsigned size)
     return MEMTX_OK;
 }
 
+/*
+ * An access that brings a granule in is no hit.  What is used once only is not
+ * worth a mapping, for which all the rest of its chunk has to be brought in.
+ */
 static MemTxResult start_access(OndemandRegion *r, hwaddr addr, unsigned size,
                                 MemTxAttrs attrs)
 {
+    MemTxResult result;
+    bool hit;
+
     if (!qatomic_read(&r->realized)) {
         return MEMTX_DECODE_ERROR;  /* of a vCPU that has an older view */
     }
+    hit = granule_is_resident(r, addr);
+    result = make_resident(r, addr, size);
     if (!attrs.debug) {
-        count(r, addr);
+        ondemand_map_trap(&r->map);
+        if (hit || result != MEMTX_OK) {
+            count_hit(r, addr);
+        }
     }
-    return make_resident(r, addr, size);
+    return result;
 }
 
 /* An access at the window's end may reach beyond it. */
@@ -781,6 +817,7 @@ bool ondemand_region_realize(OndemandRegion *r, DeviceState *owner,
         vmstate_register_any(VMSTATE_IF(owner), &vmstate_region, r);
     }
     r->vmstate = qemu_add_vm_change_state_handler(vm_changes, r);
+    allow_huge_pages(r, 0, size, false);
     r->realized = true;
     map_at_once(r);
     return true;

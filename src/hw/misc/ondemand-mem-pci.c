@@ -11,7 +11,7 @@
  * A file is read with pread(), which says when it cannot be read; a mapping of
  * it would end QEMU with SIGBUS then.  For the same reason the pages of a
  * memory backend are asked for before they are used: a file behind it may be
- * too short, or huge pages may have run out.
+ * too short, its storage full, or huge pages may have run out.
  */
 
 #include "qemu/osdep.h"
@@ -91,13 +91,25 @@ static int fill_from_file(void *opaque, uint64_t offset, uint64_t size)
     return 0;
 }
 
-/* Kernels before 5.14 do not know the advice; then there is no check. */
+/*
+ * Kernels before 5.14 do not know the advice; then there is no check.
+ *
+ * A page that could be read may yet have no room to be written: one of a hole
+ * in a file, whose storage is full, or a private copy of a huge page.
+ */
 static int populate(void *opaque, uint64_t offset, uint64_t size)
 {
 #ifdef MADV_POPULATE_READ
     OndemandMemPci *s = opaque;
-    uint8_t *host = memory_region_get_ram_ptr(s->region.backing.ram);
-    int ret = RETRY_ON_EINTR(madvise(host + offset, size, MADV_POPULATE_READ));
+    MemoryRegion *ram = s->region.backing.ram;
+    uint8_t *host = memory_region_get_ram_ptr(ram);
+    bool write = !memory_region_is_rom(ram) &&
+                 (qemu_ram_is_shared(ram->ram_block) ||
+                  qemu_ram_pagesize(ram->ram_block) >
+                  qemu_real_host_page_size());
+    int ret = RETRY_ON_EINTR(madvise(host + offset, size,
+                                     write ? MADV_POPULATE_WRITE
+                                           : MADV_POPULATE_READ));
 
     return ret && errno != EINVAL ? -errno : 0;
 #else

@@ -110,7 +110,8 @@ typedef struct OndemandChunk {
  * @errp: set when it fails
  *
  * Fails when a device is there that accesses memory by itself (VFIO, vDPA):
- * it would keep what is mapped now, and find nothing in what is not.
+ * it would keep what is mapped now, and find nothing in what is not.  And with
+ * an accelerator whose limits are not known here.
  *
  * Returns: true on success; on failure nothing has to be undone.
  */
@@ -202,6 +203,16 @@ void ondemand_chunk_unmap(OndemandMap *map, OndemandChunk *chunk);
  * Returns: false if there is a region with on-demand mapping.
  */
 bool ondemand_map_allow_dma(Error **errp);
+
+/**
+ * ondemand_map_chunks: how many memory slots must be left for what is mapped
+ *
+ * What is mapped in a BAR that the guest has switched off uses no slot, and may
+ * want one at any time.
+ *
+ * Returns: number of chunks that are mapped, in all regions
+ */
+unsigned ondemand_map_chunks(void);
 
 /* Number of regions; for ondemand_map_force() */
 extern unsigned ondemand_map_regions;

@@ -9,7 +9,8 @@
  * in granules.  Accesses trap at first.  One that reaches a granule which was
  * never used fills it; from then on the granule lives in RAM.  When the
  * accesses to a chunk, which is some granules, exceed the policy's threshold,
- * all of it is filled, by a worker thread, and mapped.
+ * all of it is filled, by a worker thread, and mapped.  Those that fill do not
+ * count.
  *
  * A granule is COLD (not in RAM), FILLING, or RESIDENT (in RAM; whether it
  * traps or is mapped is the chunk's affair).  It never goes back, but for the
