@@ -26,6 +26,7 @@ LAB_PAIRS = 3
 BIG_MIB = 1024                  # the guest of the gap
 BALLAST = 7                     # pieces of 64 MiB
 BANDWIDTH = 12 << 20
+SYNCS = 8                       # of the precision, its first and last included
 
 # The guest receives all the time, and says when it is without its card.
 FAST = TRAFFIC + '''
@@ -185,8 +186,10 @@ def gaps(say):
                     seconds, whole = gap(lab, unplug, number)
                 except GuestFailure as err:
                     # docs/lab.rst: now and then a guest is lost there
+                    kept = lab.folder / f'lost-{unplug}{number}.log'
+                    kept.write_text(f'{err}\n')
                     say(f'once more, because a guest was lost: '
-                        f'{str(err).splitlines()[0]}')
+                        f'{str(err).splitlines()[0]}; its report: {kept}')
                     seconds, whole = gap(lab, unplug, f'{number}again')
                 say(f'{unplug} {number + 1} of {LAB_PAIRS}: without the card '
                     f'for {seconds:.1f} s of {whole:.1f} s')
@@ -241,6 +244,16 @@ def compare(syncs, truth, offset):
     return marked, written
 
 
+def wait_syncs(guest):
+    """Let some syncs pass, however slow the machine is; return the figures."""
+    while True:
+        time.sleep(20)
+        info, = guest.vm.cmd('query-write-tracking')
+        if info['syncs'] >= SYNCS:
+            return info
+        guest.check_time('syncs')
+
+
 def precision(say):
     """Receive while a migration runs; marked against written pages."""
     runs, rates = [], []
@@ -253,7 +266,8 @@ def precision(say):
             card = (f'vfio-pci,host={address},romfile=,id=fast,bus=rp2,'
                     'failover_pair_id=net1,write-tracking=igb')
             with lab.guest(f'precise{number}',
-                           FAST + 'park ready\nsleep 300\n', devices=[
+                           FAST + 'park ready\nsleep 900\n', timeout=600,
+                           devices=[
                                *PORTS, standby('late'), card], args=ARGS,
                            log='write_track_sync,write_track_start') as guest:
                 guest.wait_parked('ready')
@@ -263,8 +277,7 @@ def precision(say):
                     'max-bandwidth': 6 << 20, 'downtime-limit': 1})
                 start = time.monotonic()
                 guest.vm.cmd('migrate', uri='exec:cat >/dev/null')
-                time.sleep(20)
-                info, = guest.vm.cmd('query-write-tracking')
+                info = wait_syncs(guest)
                 rates.append(info['traps'] / (time.monotonic() - start))
                 guest.vm.cmd('migrate_cancel')
                 lines = guest.trace('write_track_sync')

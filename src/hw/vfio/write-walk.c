@@ -39,6 +39,7 @@
 #define RCTL_SPLIT      0x00000400
 #define RCTL_SPLIT_MASK 0x00000c00
 #define RCTL_BSEX       0x02000000
+#define RCTL_FLXBUF(x)  ((x) >> 27 & 0xf)   /* in KiB; 0: see BSIZE */
 #define RFCTL_EXTENDED  0x00008000
 
 #define SRRCTL_TYPE(x)  ((x) >> 25 & 7)
@@ -59,7 +60,6 @@ typedef struct Model {
     const char *name, *option;
     unsigned queues;
     bool igb;                   /* SRRCTL, advanced descriptors, write-back */
-    bool no_rctl;               /* a virtual function has no such register */
     /* the same registers at one address or more */
     QueueSet sets[2];
     uint16_t devices[12];
@@ -77,7 +77,6 @@ static const Model models[] = {
                      0x150d },
     }, {
         .name = "igbvf", .option = "igb", .queues = 2, .igb = true,
-        .no_rctl = true,
         .sets = { { 0x2800, 0x3800, 0x100, 2 } },
         .devices = { 0x10ca, 0x152d },
     },
@@ -115,7 +114,11 @@ struct WriteWalk {
     void *opaque;
     bool started;
     Ring *rx, *tx;
+    /* a register that the device gets next, and its value */
+    uint32_t next_reg, next_val;
 };
+
+#define NO_REG UINT32_MAX
 
 static const Model *find_model(const char *option, uint16_t vendor,
                                uint16_t device)
@@ -150,6 +153,7 @@ WriteWalk *write_walk_new(uint16_t vendor, uint16_t device,
     w->model = model;
     w->io = io;
     w->opaque = opaque;
+    w->next_reg = NO_REG;
     w->rx = g_new0(Ring, model->queues);
     w->tx = g_new0(Ring, model->queues);
     return w;
@@ -198,6 +202,9 @@ static bool in_page(uint32_t reg, uint32_t stride, unsigned count,
 
 bool write_walk_traps(const WriteWalk *w, uint32_t offset)
 {
+    if (!w->model->igb && offset == ROUND_DOWN(REG_RFCTL, WRITE_WALK_PAGE)) {
+        return true;
+    }
     for (size_t i = 0; i < ARRAY_SIZE(w->model->sets); i++) {
         const QueueSet *set = &w->model->sets[i];
 
@@ -231,45 +238,61 @@ static uint32_t queue_reg(uint32_t first, const QueueSet *set, unsigned queue,
     return first + queue * set->stride + field;
 }
 
+static bool read_reg(WriteWalk *w, uint32_t reg, uint32_t *val)
+{
+    if (reg == w->next_reg) {
+        *val = w->next_val;
+        return true;
+    }
+    return w->io->read_reg(w->opaque, reg, val);
+}
+
 static bool rx_reg(WriteWalk *w, unsigned q, uint32_t field, uint32_t *val)
 {
     const QueueSet *set = &w->model->sets[0];
 
-    return w->io->read_reg(w->opaque, queue_reg(set->rx, set, q, field), val);
+    return read_reg(w, queue_reg(set->rx, set, q, field), val);
 }
 
 static bool tx_reg(WriteWalk *w, unsigned q, uint32_t field, uint32_t *val)
 {
     const QueueSet *set = &w->model->sets[0];
 
-    return w->io->read_reg(w->opaque, queue_reg(set->tx, set, q, field), val);
+    return read_reg(w, queue_reg(set->tx, set, q, field), val);
 }
 
-static uint32_t rctl_buffer(uint32_t rctl)
+/* e1000e, one buffer.  With packet split half set up, PSRCTL may count. */
+static uint32_t rctl_buffer(uint32_t rctl, uint32_t psrctl)
 {
     static const uint16_t sizes[2][4] = {
         { 2048, 1024, 512, 256 },
         { MAX_BUFFER, 16384, 8192, 4096 },      /* the first is reserved */
     };
+    uint32_t len = sizes[!!(rctl & RCTL_BSEX)][rctl >> 16 & 3];
 
-    return sizes[!!(rctl & RCTL_BSEX)][rctl >> 16 & 3];
+    if (RCTL_FLXBUF(rctl)) {
+        len = RCTL_FLXBUF(rctl) * 1024;
+    }
+    if (rctl & RCTL_SPLIT_MASK) {
+        len = MAX(len, (psrctl & 0x7f) * 128);
+    }
+    return len;
 }
 
 /* igb: the packet's address comes first, then the header's. */
 static bool layout_igb(WriteWalk *w, unsigned q, Layout *l)
 {
-    uint32_t srrctl, rctl = RCTL_BSEX;
+    uint32_t srrctl;
 
-    if (!rx_reg(w, q, QUEUE_SRRCTL, &srrctl) ||
-        (!w->model->no_rctl &&
-         !w->io->read_reg(w->opaque, REG_RCTL, &rctl))) {
+    if (!rx_reg(w, q, QUEUE_SRRCTL, &srrctl)) {
         return false;
     }
     l->desc_size = DESC_SIZE;
-    l->len[0] = (srrctl & 0x7f) * 1024;
-    if (!l->len[0]) {
-        l->len[0] = rctl_buffer(rctl);
-    }
+    /*
+     * 0: as RCTL says, which does not trap, and which a virtual function cannot
+     * see; so it may be anything
+     */
+    l->len[0] = (srrctl & 0x7f) * 1024 ?: MAX_BUFFER;
     /* 0 and 1 have one buffer; the others split or replicate the header */
     l->addrs = SRRCTL_TYPE(srrctl) < 2 ? 1 : 2;
     l->len[1] = (srrctl >> 8 & 0x3f) * 64;
@@ -280,9 +303,8 @@ static bool layout_e1000e(WriteWalk *w, Layout *l)
 {
     uint32_t rctl, rfctl, psrctl;
 
-    if (!w->io->read_reg(w->opaque, REG_RCTL, &rctl) ||
-        !w->io->read_reg(w->opaque, REG_RFCTL, &rfctl) ||
-        !w->io->read_reg(w->opaque, REG_PSRCTL, &psrctl)) {
+    if (!read_reg(w, REG_RCTL, &rctl) || !read_reg(w, REG_RFCTL, &rfctl) ||
+        !read_reg(w, REG_PSRCTL, &psrctl)) {
         return false;
     }
     if ((rfctl & RFCTL_EXTENDED) && (rctl & RCTL_SPLIT_MASK) == RCTL_SPLIT) {
@@ -296,7 +318,7 @@ static bool layout_e1000e(WriteWalk *w, Layout *l)
         /* legacy and extended descriptors begin with the address */
         l->desc_size = DESC_SIZE;
         l->addrs = 1;
-        l->len[0] = rctl_buffer(rctl);
+        l->len[0] = rctl_buffer(rctl, psrctl);
     }
     return true;
 }
@@ -532,10 +554,10 @@ void write_walk_start(WriteWalk *w)
 }
 
 /*
- * A ring is about to change: what it had so far counts, also if it was set up
- * after the last look.
+ * A ring is about to be elsewhere: what it had so far counts, also if it was
+ * set up after the last look.  The device does not receive meanwhile.
  */
-static void rx_changes(WriteWalk *w, unsigned q)
+static void rx_moves(WriteWalk *w, unsigned q)
 {
     if (!w->rx[q].valid && !w->rx[q].lost) {
         load_rx(w, q);
@@ -544,21 +566,38 @@ static void rx_changes(WriteWalk *w, unsigned q)
     ring_drop(&w->rx[q]);
 }
 
-static void tx_changes(WriteWalk *w, unsigned q)
+/*
+ * A register is about to be written that does not end what the ring does (a
+ * driver changes filters in RCTL at any time), but may change how the device
+ * uses it: read it anew, as the device will.
+ *
+ * What it had is marked after that.  Thus an entry that the device finishes
+ * meanwhile is either marked then, or still in the ring as it was read.
+ */
+static void rx_changes(WriteWalk *w, unsigned q, uint32_t reg, uint32_t val)
 {
-    sync_tx(w, q);
-    ring_drop(&w->tx[q]);
+    Ring old = w->rx[q];
+
+    memset(&w->rx[q], 0, sizeof(w->rx[q]));
+    w->next_reg = reg;
+    w->next_val = val;
+    load_rx(w, q);
+    w->next_reg = NO_REG;
+    mark_rx(w, &old);
+    ring_drop(&old);
 }
 
-static void all_rx_change(WriteWalk *w)
+static void all_rx_change(WriteWalk *w, uint32_t reg, uint32_t val)
 {
     for (unsigned q = 0; q < w->model->queues; q++) {
-        rx_changes(w, q);
+        rx_changes(w, q, reg, val);
     }
 }
 
 static void write_rx(WriteWalk *w, unsigned q, uint32_t field, uint32_t val)
 {
+    const QueueSet *set = &w->model->sets[0];
+
     switch (field) {
     case QUEUE_TAIL:
         rx_tail(w, q, val);
@@ -566,21 +605,32 @@ static void write_rx(WriteWalk *w, unsigned q, uint32_t field, uint32_t val)
     case QUEUE_BASE_LO:
     case QUEUE_BASE_HI:
     case QUEUE_LEN:
+        rx_moves(w, q);
+        break;
     case QUEUE_SRRCTL:
     case QUEUE_HEAD:
     case QUEUE_CTL:
-        rx_changes(w, q);
+        rx_changes(w, q, queue_reg(set->rx, set, q, field), val);
         break;
     }
 }
 
 static void write_tx(WriteWalk *w, unsigned q, uint32_t field)
 {
-    if (field != QUEUE_TAIL) {
-        tx_changes(w, q);
-    } else if (!w->tx[q].valid) {
-        /* from now on it is written to; a reset may come before the sync */
-        load_tx(w, q);
+    switch (field) {
+    case QUEUE_BASE_LO:
+    case QUEUE_BASE_HI:
+    case QUEUE_LEN:
+    case QUEUE_WB_LO:
+    case QUEUE_WB_HI:
+        sync_tx(w, q);
+        ring_drop(&w->tx[q]);
+        break;
+    default:
+        if (!w->tx[q].valid) {
+            /* from now on it is written to; a reset may come before the sync */
+            load_tx(w, q);
+        }
     }
 }
 
@@ -594,12 +644,15 @@ void write_walk_write(WriteWalk *w, uint32_t reg, uint64_t val, unsigned size)
     }
     if (size != 4 || reg % 4) {
         /* the hardware takes 32 bits; what it makes of this is its secret */
-        all_rx_change(w);
+        for (q = 0; q < w->model->queues; q++) {
+            w->rx[q].lost = true;
+        }
         w->io->mark_all(w->opaque, "odd access to a register");
         return;
     }
-    if (reg == REG_RCTL || reg == REG_PSRCTL) {
-        all_rx_change(w);
+    if (!w->model->igb &&
+        (reg == REG_RCTL || reg == REG_PSRCTL || reg == REG_RFCTL)) {
+        all_rx_change(w, reg, val);
         return;
     }
     for (size_t i = 0; i < ARRAY_SIZE(w->model->sets); i++) {
