@@ -113,7 +113,7 @@ def _version_key(version):
     return [int(x) for x in re.findall(r'\d+', version)]
 
 
-def _depends(package, version, pattern):
+def package_depends(package, version, pattern):
     """Return the dependencies of a package that match a pattern."""
     text = _apt('cache', 'show', f'{package}={version}' if version else package)
     found = re.search(r'^Depends: (.*)$', text, re.M)
@@ -131,13 +131,13 @@ def find_packages():
             continue
         versions = re.findall(r'^Version: (\S+)$', text, re.M)
         newest = max(versions, key=_version_key)
-        images = _depends(meta, newest, r'linux-image-\d')
+        images = package_depends(meta, newest, r'linux-image-\d')
         if images:
-            return images[:1] + _depends(images[0], None, r'linux-modules-\d')
+            return images[:1] + package_depends(images[0], None, r'linux-modules-\d')
     raise SetupError(f'no kernel package found ({problem})')
 
 
-def _unpack(packages, folder):
+def unpack_packages(packages, folder):
     for package in packages:
         _apt('get', 'download', package, cwd=folder)
     archives = sorted(folder.glob('*.deb'))
@@ -156,7 +156,7 @@ def _fetch(target, say):
         place.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix='.new-', dir=place.parent))
         try:
-            _unpack(packages, work)
+            unpack_packages(packages, work)
             (work / 'root').rename(place)
         finally:
             shutil.rmtree(work, ignore_errors=True)

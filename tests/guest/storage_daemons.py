@@ -93,6 +93,7 @@ class Daemons:
     def configure(self, policies):
         """Write the configuration."""
         self.config.write_text(json.dumps({'policies': policies}))
+        self.config.chmod(0o644)        # whatever the umask says
 
     def _start(self, *command):
         return subprocess.Popen([str(x) for x in command], stdout=self.log,

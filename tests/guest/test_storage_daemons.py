@@ -3,8 +3,8 @@
 import json
 import os
 import random
+import re
 import resource
-import select
 import shutil
 import signal
 import socket
@@ -15,7 +15,7 @@ import unittest
 from pathlib import Path
 
 from storage_daemons import WAIT_S, Daemons, daemon_binary, write_provider
-from storage_vm import KIB, Tmpfs, need_root
+from storage_vm import KIB, Loop, Tmpfs, need_root
 
 MB = 1000000
 TEN = 10
@@ -91,20 +91,165 @@ class Controller(DaemonTest):
         for number in range(1, 4):
             for peer in peers:
                 peer.send(**self.request(number))
-        # each has one answer, for the peer that was heard last
-        said = b''
-        while said.count(b'\n') < 3:
-            ready = select.select([p.sock for p in peers], [], [], WAIT_S)[0]
-            self.assertTrue(ready, said)
-            for sock in ready:
-                said += sock.recv(4096)
-        self.assertEqual(said.count(b'"grown"'), 3, said)
+        # the answer is for all that asked
+        for peer in peers:
+            answers = [peer.receive() for _ in range(3)]
+            self.assertEqual({a['id'] for a in answers}, {1, 2, 3})
+            self.assertEqual({a['result'] for a in answers}, {'grown'})
+            self.assertTrue(peer.silent(0.05))
         targets = [call['target'] for call in self.calls()]
         self.assertEqual(len(targets), 3)
         self.assertEqual(targets, sorted(set(targets)))
         growths = self.daemons.growths()
         for before, after in zip(growths, growths[1:]):
             self.assertEqual(before['target'], after['from'])
+
+    def test_two_agents(self):
+        """One that asked and is gone takes no answer from the other."""
+        self.set('delay', 0.2)
+        self.daemons.start_controller()
+        stays, goes = self.daemons.connect(), self.daemons.connect()
+        stays.send(**self.request(1))
+        goes.send(**self.request(1))
+        self.daemons.wait_listed('"i/1/1"')
+        goes.close()
+        self.assertEqual(stays.receive()['result'], 'grown')
+        self.assertEqual(len(self.calls()), 1)
+
+    def test_own_place(self):
+        """A machine that asks without end leaves room for others."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        self.assertEqual(self.daemons.ctl('pause', 'vm')[0], 0)
+        for number in range(1, 257):
+            peer.send(**self.request(number))
+        answer = peer.ask(**self.request(257))
+        self.assertEqual((answer['type'], answer['reason']),
+                         ('error', 'too many requests'))
+        self.assertEqual(self.daemons.ctl('grow', 'vm', self.base)[0], 1)
+        answer = peer.ask(**self.request(1, vm='other', instance='other'))
+        self.assertEqual(answer['result'], 'grown')
+
+    def file_policy(self, folder):
+        self.daemons.configure([{'provider': 'file', 'path': f'{folder}/*',
+                                 'chunk': MB, 'max': 20 * MB}])
+        self.daemons.start_controller()
+        return self.daemons.connect()
+
+    def test_paths(self):
+        """A machine does not get at what its policy does not cover."""
+        allowed = self.daemons.dir / 'allowed'
+        other = self.daemons.dir / 'other'
+        allowed.mkdir()
+        other.mkdir()
+        secret = other / 'secret'
+        secret.write_bytes(b'data')
+        (allowed / 'file').symlink_to(secret)
+        (allowed / 'folder').symlink_to(other)
+        os.mkfifo(allowed / 'fifo')
+        peer = self.file_policy(allowed)
+        for path in (f'{allowed}/../other/secret', f'{allowed}/./x',
+                     f'{allowed}//x', f'{allowed}/'):
+            self.assertIn('absolute', peer.ask(**self.request(path=path))
+                          ['reason'])
+        self.assertEqual(peer.ask(**self.request(path=str(secret)))['reason'],
+                         'no policy matches')
+        for name, why in (('file', 'cannot be opened'),
+                          ('folder/secret', 'does not cover'),
+                          ('folder', 'cannot be opened'),
+                          ('fifo', 'it is no file')):
+            peer.send(**self.request(path=f'{allowed}/{name}'))
+            self.daemons.wait_listed(why)
+        self.assertTrue(peer.silent())
+        self.assertEqual(secret.read_bytes(), b'data')
+        (allowed / 'mine').write_bytes(b'data')
+        answer = peer.ask(**self.request(path=f'{allowed}/mine'))
+        self.assertEqual(answer['result'], 'grown')
+
+    def test_file_behind_loop(self):
+        """It is the device's own, not one that has its name."""
+        need_root()
+        disk = Loop(1 << 20)
+        self.addCleanup(disk.close)
+        fake = disk.dir / 'backing (deleted)'
+        fake.write_bytes(b'data')
+        self.addCleanup(fake.unlink, missing_ok=True)
+        self.daemons.configure([{'provider': 'loop', 'chunk': MB,
+                                 'max': 20 * MB}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        # the file itself is kept by its other name
+        kept = disk.dir / 'kept'
+        kept.hardlink_to(disk.file)
+        disk.file.unlink()
+        peer.send(**self.request(path=disk.path))
+        self.daemons.wait_listed('it is not the file of this device')
+        self.assertEqual(fake.read_bytes(), b'data')
+        kept.rename(disk.file)
+        self.assertEqual(kept.exists(), False)
+
+    def test_tmpfs(self):
+        """Its size changes, and nothing else; what is none is refused."""
+        need_root()
+        disk = Tmpfs(64 * KIB)
+        self.addCleanup(disk.close)
+        subprocess.run(['mount', '-o', 'remount,noexec,nosuid,mode=711',
+                        disk.dir], check=True, timeout=30)
+
+        def options():
+            line, = [x for x in Path('/proc/self/mountinfo').read_text()
+                     .splitlines() if f' {disk.dir} ' in x]
+            return re.sub(r'size=\w+', '', line)
+        before = options()
+        self.assertIn('noexec', before)
+        self.daemons.configure([{'provider': 'tmpfs', 'chunk': MB,
+                                 'align': 4096, 'max': 20 * MB}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        answer = peer.ask(**self.request(path=f'{disk.dir}/disk'))
+        self.assertEqual(answer['result'], 'grown')
+        status = os.statvfs(disk.dir)
+        self.assertGreaterEqual(status.f_blocks * status.f_frsize, MB)
+        self.assertEqual(options(), before)
+        link = self.daemons.dir / 'link'
+        link.symlink_to(disk.dir)
+        for path, why in ((f'{link}/disk', 'does not cover'),
+                          ('/proc/self/disk', 'does not cover'),
+                          ('/sys/disk', 'it is no tmpfs')):
+            peer.send(**self.request(path=path))
+            self.daemons.wait_listed(why)
+
+    def test_names_in_the_log(self):
+        """What is said looks like no line of the log."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for name in ('vm', 'path', 'instance'):
+            answer = peer.ask(**self.request(**{name: '/a\nb'}))
+            self.assertEqual(answer['type'], 'error')
+
+    def refused(self, why):
+        done = subprocess.run(
+            [daemon_binary('qemu-storage-controller'), '-l',
+             f'unix:{self.daemons.socket}', '-c', self.daemons.config, '-j',
+             self.daemons.journal], text=True, timeout=20,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(why, done.stderr)
+
+    def test_files_of_others(self):
+        """Who can write to them could say what is run and what was done."""
+        for mode in (0o664, 0o646):
+            self.daemons.config.chmod(mode)
+            self.refused('nobody else may be able to write')
+        if not os.geteuid():
+            self.daemons.config.chmod(0o600)
+            os.chown(self.daemons.config, 1, -1)
+            self.refused('must belong to root')
+            os.chown(self.daemons.config, 0, -1)
+        self.daemons.config.chmod(0o644)
+        self.daemons.journal.write_bytes(b'')
+        self.daemons.journal.chmod(0o622)
+        self.refused('others may write')
 
     def test_cap(self):
         self.set('size', 19 * MB + 500000)
@@ -697,6 +842,30 @@ class Agent(DaemonTest):
         self.wait_answers(peer, [{'id': 7, 'result': 'grown'}] * 2)
         self.assertEqual(len(self.calls()), 1)
         self.assertEqual(denied.answers, [])
+
+    def test_old_answers(self):
+        """What answers another machine or an earlier attempt is dropped."""
+        machine = self.qmp('one', [self.space_request(7, attempt=2)])
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(self.daemons.socket))
+        listener.listen(1)
+        listener.settimeout(20)
+        self.daemons.start_agent()
+        conn, _ = listener.accept()
+        with conn, conn.makefile('rwb', 0) as file:
+            conn.settimeout(20)
+            asked = json.loads(file.readline())
+            self.assertEqual((asked['id'], asked['attempt']), (7, 2))
+            answer = {'type': 'answer', 'vm': 'one', 'instance': 'abc',
+                      'id': 7, 'attempt': 2, 'result': 'denied'}
+            for wrong in ({'attempt': 1}, {'attempt': 3}, {'attempt': 'x'},
+                          {'instance': 'other'}, {'vm': 'two'},
+                          {'instance': None}, {'result': 5}, {'type': 'x'},
+                          {'result': 'grown'}):
+                file.write(json.dumps({**answer, **wrong}).encode() + b'\n')
+            self.wait_answers(machine, [{'id': 7, 'result': 'grown'}])
+        self.assertEqual(len(machine.answers), 1)
 
     def test_controller_comes_late(self):
         peer = self.qmp('one', [self.space_request(7)])

@@ -43,10 +43,16 @@ class HostImage:
         self.initrd = initrd
 
 
-def needed_libraries(program):
-    """Return {name in the emulated host: path here} of shared libraries."""
+def needed_libraries(program, folders=()):
+    """Return {name in the emulated host: path here} of shared libraries.
+
+    @folders: where to look for them first
+    """
+    env = dict(os.environ)
+    if folders:
+        env['LD_LIBRARY_PATH'] = ':'.join(folders)
     done = subprocess.run(['ldd', str(program)], text=True, check=True,
-                          stdout=subprocess.PIPE)
+                          stdout=subprocess.PIPE, env=env)
     found = {}
     for line in done.stdout.splitlines():
         match = re.match(r'\s*(\S+) => (/\S+)|\s*(/\S+)', line)

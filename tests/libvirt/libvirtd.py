@@ -39,7 +39,6 @@ seccomp_sandbox = 0
 '''
 LIBVIRTD_CONF = '''auth_unix_ro = "none"
 auth_unix_rw = "none"
-listen_tls = 0
 listen_tcp = 0
 log_outputs = "3:stderr"
 '''
@@ -73,10 +72,15 @@ def _account_file(name, line, has_user):
 
 
 class Libvirtd:
-    """A running private libvirtd."""
+    """A running private libvirtd.
 
-    def __init__(self):
-        self.log = report_dir('libvirt') / 'libvirtd.log'
+    @listen: text for libvirtd.conf, when it is to listen on the network; only
+             as root
+    """
+
+    def __init__(self, name='libvirtd', listen=''):
+        self.log = report_dir('libvirt') / f'{name}.log'
+        self._listen = listen
         self.dir = Path(tempfile.mkdtemp(prefix='hotvirt-', dir='/tmp'))
         self._process = None
         # unittest runs no clean-ups when it is interrupted
@@ -84,15 +88,25 @@ class Libvirtd:
         libvirtd = find_libvirtd()
         start = self._system if os.geteuid() == 0 else self._session
         try:
-            command, env, self.uri = start(libvirtd)
-            with open(self.log, 'wb') as log:
-                self._process = subprocess.Popen(
-                    command, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True)
-            self._wait_ready()
+            self._command, self._env, self.uri = start(libvirtd)
+            self.log.write_bytes(b'')
+            self.run()
         except BaseException:
             self.close()
             raise
+
+    def run(self):
+        """Start it; wait until it answers."""
+        with open(self.log, 'ab') as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._env, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True)
+        self._wait_ready()
+
+    def kill(self):
+        """End it as a crash would; its domains run on."""
+        self._process.kill()
+        self._process.wait()
 
     def _system(self, libvirtd):
         reason = _mounts_allowed()
@@ -102,7 +116,8 @@ class Libvirtd:
         etc = self.dir / 'etc'
         etc.mkdir()
         (etc / 'qemu.conf').write_text(QEMU_CONF)
-        (etc / 'libvirtd.conf').write_text(LIBVIRTD_CONF)
+        (etc / 'libvirtd.conf').write_text(
+            LIBVIRTD_CONF + (self._listen or 'listen_tls = 0\n'))
         try:
             pwd.getpwnam('libvirt-qemu')
             known = True
@@ -115,7 +130,8 @@ class Libvirtd:
         env = dict(os.environ, PATH=f'{os.path.dirname(libvirtd)}:'
                    + os.environ.get('PATH', ''))
         command = ['unshare', '--mount', '--propagation', 'private',
-                   str(HERE / 'private-libvirtd'), str(self.dir)]
+                   str(HERE / 'private-libvirtd'), str(self.dir),
+                   *(['--listen'] if self._listen else [])]
         return (command, env,
                 f'qemu+unix:///system?socket={self.dir}/run/libvirt-sock')
 
@@ -194,14 +210,15 @@ class Domain:
     """A domain made from an XML file of docs/libvirt/."""
 
     def __init__(self, daemon, xml_name, script, edit=lambda text: text,
-                 files=None):
+                 files=None, label=None):
         """
+        @label: of the report directory, by default @xml_name
         @script: what the guest runs, see tests/guest/init
         @edit: changes the XML text before it is defined
         @files: {path: bytes} to add to the guest's root
         """
         self.daemon = daemon
-        self.folder = report_dir('libvirt', xml_name)
+        self.folder = report_dir('libvirt', label or xml_name)
         self.serial = self.folder / 'serial.log'
         self.console = self.folder / 'console.log'
         for path in (self.serial, self.console):

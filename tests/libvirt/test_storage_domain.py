@@ -32,17 +32,22 @@ def pid_of(name):
     raise AssertionError(f'{name} has no process')
 
 
+def need_libvirt_agent():
+    """Skip if the agent was built without libvirt."""
+    said = subprocess.run(
+        [daemon_binary('qemu-storage-agent'), '-L', 'none:///', '-C', 'none'],
+        text=True, timeout=20, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+    if 'built without libvirt' in said:
+        raise unittest.SkipTest(said.strip())
+
+
 class StorageDomain(LibvirtTest):
 
     @classmethod
     def setUpClass(cls):
         need_root()
-        said = subprocess.run(
-            [daemon_binary('qemu-storage-agent'), '-L', 'none:///', '-C',
-             'none'], text=True, timeout=20, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
-        if 'built without libvirt' in said:
-            raise unittest.SkipTest(said.strip())
+        need_libvirt_agent()
         # libvirtd has a mount namespace of its own, and sees what is mounted
         # before it starts
         cls.mounted = []

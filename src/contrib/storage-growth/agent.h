@@ -19,12 +19,14 @@ typedef struct SgVm SgVm;
  * struct SgVm: a virtual machine, however it is reached
  * @name: unique
  * @instance: of the requests that were seen last, or NULL
+ * @attempts: the last attempt by id of these, or NULL
  * @query: ask it what is requested; leads to sg_agent_requests()
  * @resolve: answer it; leads to sg_agent_outcome()
  */
 struct SgVm {
     char *name;
     char *instance;
+    GHashTable *attempts;
     void (*query)(SgVm *vm);
     void (*resolve)(SgVm *vm, int64_t id, int64_t attempt,
                     const char *result);

@@ -201,6 +201,11 @@ SgConn *sg_conn_new(GIOStream *stream, const SgConnOps *ops, void *opaque)
     return c;
 }
 
+char *sg_one_line(const char *text)
+{
+    return g_strdelimit(g_strdup(text), "\n\r", ' ');
+}
+
 GSocketConnectable *sg_address_parse(const char *text, bool *tls,
                                      GError **error)
 {

@@ -38,6 +38,9 @@ void sg_conn_send(SgConn *conn, QDict *object);
 /* Ends the connection; @conn must not be used afterwards.  NULL is allowed. */
 void sg_conn_close(SgConn *conn);
 
+/* A copy of what a peer said, for one line of the log; free with g_free() */
+char *sg_one_line(const char *text);
+
 /**
  * sg_address_parse: "unix:PATH" or "tls:HOST:PORT"
  * @tls: whether TLS is wanted

@@ -25,6 +25,7 @@
 #define RETRY_MIN_MS 200
 #define RETRY_MAX_MS 30000
 #define TASKS_MAX 100000
+#define TASKS_OF_VM_MAX 256       /* a guard of a machine has one */
 #define WORD_MAX_BYTES 4096
 
 /*
@@ -43,10 +44,12 @@ typedef struct Task {
     char *instance;
     int64_t id, attempt;
     uint64_t needed, rate;
-    SgConn *asker;                /* who gets the answer, or NULL */
+    GPtrArray *askers;            /* SgConns that get the answer */
     SgGrowth *growth;             /* when it has begun */
     bool durable;                 /* ... and that is on the disk */
     bool paused;
+    int64_t asked_us;             /* when the provider was asked */
+    int64_t provider_us;          /* how long it took until now */
     unsigned tries;
     unsigned timer;
     char *error;                  /* why it is not done yet */
@@ -62,6 +65,7 @@ struct SgController {
     unsigned sync;                /* source of journal_sync() */
     GHashTable *paused;           /* names of VMs */
     GHashTable *denials;          /* name of a VM: number */
+    GHashTable *open;             /* name of a VM: number of its Tasks */
     GHashTable *conns;            /* of SgConn */
 };
 
@@ -73,6 +77,7 @@ static void task_free(Task *t)
     if (t->timer) {
         g_source_remove(t->timer);
     }
+    g_ptr_array_unref(t->askers);
     g_free(t->key);
     g_free(t->vm);
     g_free(t->path);
@@ -101,8 +106,23 @@ static void send_answer(SgConn *conn, const char *vm, const char *instance,
 
 static void task_answer(Task *t, const char *denied)
 {
-    if (t->asker) {
-        send_answer(t->asker, t->vm, t->instance, t->id, t->attempt, denied);
+    for (unsigned i = 0; i < t->askers->len; i++) {
+        send_answer(g_ptr_array_index(t->askers, i), t->vm, t->instance, t->id,
+                    t->attempt, denied);
+    }
+}
+
+static unsigned count_of(GHashTable *counts, const char *vm)
+{
+    return GPOINTER_TO_UINT(g_hash_table_lookup(counts, vm));
+}
+
+static void set_count(GHashTable *counts, const char *vm, unsigned n)
+{
+    if (n) {
+        g_hash_table_insert(counts, g_strdup(vm), GUINT_TO_POINTER(n));
+    } else {
+        g_hash_table_remove(counts, vm);
     }
 }
 
@@ -114,6 +134,7 @@ static void task_end(Task *t)
                                 : NULL;
 
     g_hash_table_remove(c->tasks, t->key);
+    set_count(c->open, t->vm, count_of(c->open, t->vm) - 1);
     if (queue) {
         bool first = g_queue_peek_head(queue) == t;
 
@@ -160,14 +181,14 @@ static void task_deny(Task *t, const char *why)
     g_autoptr(GError) error = NULL;
     g_autofree char *reason = g_strdup(why);
     GHashTable *denials = t->c->denials;
-    unsigned n = GPOINTER_TO_UINT(g_hash_table_lookup(denials, t->vm));
+    unsigned n = count_of(denials, t->vm);
 
     if (n < DENIALS_MAX) {
         if (!sg_journal_deny(t->c->journal, t->key, t->vm, reason, &error)) {
             task_failed(t, error->message);
             return;
         }
-        g_hash_table_insert(denials, g_strdup(t->vm), GUINT_TO_POINTER(n + 1));
+        set_count(denials, t->vm, n + 1);
     }
     g_message("%s: denied: %s", t->key, reason);
     task_answer(t, reason);
@@ -183,7 +204,7 @@ static void task_done(Task *t)
      * killed now, it will be done again, to the same size.
      */
     task_answer(t, NULL);
-    if (!sg_journal_end(t->c->journal, t->growth, &error)) {
+    if (!sg_journal_end(t->c->journal, t->growth, t->provider_us, &error)) {
         g_warning("%s", error->message);
     }
     g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
@@ -191,10 +212,16 @@ static void task_done(Task *t)
     task_end(t);
 }
 
+static void provider_answered(Task *t)
+{
+    t->provider_us += g_get_monotonic_time() - t->asked_us;
+}
+
 static void grow_done(int64_t size, const char *error, void *opaque)
 {
     Task *t = opaque;
 
+    provider_answered(t);
     if (size < 0) {
         task_failed(t, error);
     } else if (size < t->growth->target) {
@@ -210,6 +237,7 @@ static void grow_done(int64_t size, const char *error, void *opaque)
 
 static void task_grow(Task *t)
 {
+    t->asked_us = g_get_monotonic_time();
     sg_provider_grow(t->policy, t->resource, t->vm, t->key, t->growth->target,
                      grow_done, t);
 }
@@ -241,6 +269,7 @@ static void size_known(int64_t size, const char *error, void *opaque)
     uint64_t target;
     const char *why;
 
+    provider_answered(t);
     if (size < 0) {
         task_failed(t, error);
         return;
@@ -279,6 +308,7 @@ static void task_start(Task *t)
         task_failed(t, "no policy of the configuration matches any more");
         return;
     }
+    t->asked_us = g_get_monotonic_time();
     sg_provider_size(t->policy, t->resource, size_known, t);
 }
 
@@ -303,9 +333,31 @@ static Task *task_new(SgController *c, const char *key, const char *vm)
     t->c = c;
     t->key = g_strdup(key);
     t->vm = g_strdup(vm);
-    t->since_us = g_get_real_time();
+    t->askers = g_ptr_array_new();
+    t->since_us = g_get_monotonic_time();
     g_hash_table_insert(c->tasks, t->key, t);
+    set_count(c->open, vm, count_of(c->open, vm) + 1);
     return t;
+}
+
+/*
+ * Patterns match any character.  So what leads elsewhere by its parts must not
+ * pass for something below a directory.
+ */
+static bool is_plain(const char *path)
+{
+    g_auto(GStrv) parts = NULL;
+
+    if (path[0] != '/' || !path[1]) {
+        return false;
+    }
+    parts = g_strsplit(path + 1, "/", -1);
+    for (char **part = parts; *part; part++) {
+        if (!**part || g_str_equal(*part, ".") || g_str_equal(*part, "..")) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* Decide about a new request, or one that was paused */
@@ -322,6 +374,8 @@ static void task_decide(Task *t)
         task_deny(t, "no policy matches");
     } else if (t->attempt > t->policy->attempts) {
         task_deny(t, "it was grown often enough without effect");
+    } else if (!t->policy->resource && !is_plain(t->path)) {
+        task_deny(t, "the path must be absolute, without '.' and '..'");
     } else {
         t->resource = sg_provider_resource(t->policy, t->path);
         task_enqueue(t);
@@ -332,11 +386,20 @@ static void task_decide(Task *t)
  * What peers say
  */
 
+/* What peers say is logged: it must not look like lines of the log */
 static const char *get_word(QDict *d, const char *name)
 {
     const char *text = qdict_get_try_str(d, name);
 
-    return text && strlen(text) <= WORD_MAX_BYTES ? text : NULL;
+    if (!text || strlen(text) > WORD_MAX_BYTES) {
+        return NULL;
+    }
+    for (const char *p = text; *p; p++) {
+        if (g_ascii_iscntrl(*p)) {
+            return NULL;
+        }
+    }
+    return text;
 }
 
 static void send_error(SgConn *conn, const char *why)
@@ -346,6 +409,21 @@ static void send_error(SgConn *conn, const char *why)
     qdict_put_str(d, "type", "error");
     qdict_put_str(d, "reason", why);
     sg_conn_send(conn, d);
+}
+
+/* One machine must not take the place of all others */
+static bool too_many(SgController *c, const char *vm)
+{
+    return g_hash_table_size(c->tasks) >= TASKS_MAX ||
+           count_of(c->open, vm) >= TASKS_OF_VM_MAX;
+}
+
+/* More than one agent may follow a machine: the answer is for all of them */
+static void add_asker(Task *t, SgConn *conn)
+{
+    if (!g_ptr_array_find(t->askers, conn, NULL)) {
+        g_ptr_array_add(t->askers, conn);
+    }
 }
 
 static void handle_request(SgController *c, SgConn *conn, QDict *d)
@@ -370,7 +448,7 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     key = g_strdup_printf("%s/%" PRId64 "/%" PRId64, instance, id, attempt);
     t = g_hash_table_lookup(c->tasks, key);
     if (t) {
-        t->asker = conn;
+        add_asker(t, conn);
         if (!t->instance) {
             /* begun before a crash: now it is known whom to answer */
             t->instance = g_strdup(instance);
@@ -384,7 +462,7 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
         send_answer(conn, vm, instance, id, attempt, growth->denied);
         return;
     }
-    if (g_hash_table_size(c->tasks) >= TASKS_MAX) {
+    if (too_many(c, vm)) {
         send_error(conn, "too many requests");
         return;
     }
@@ -395,7 +473,7 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     t->attempt = attempt;
     t->needed = needed;
     t->rate = MAX(rate, 0);
-    t->asker = conn;
+    add_asker(t, conn);
     task_decide(t);
 }
 
@@ -409,7 +487,7 @@ static QDict *task_info(Task *t)
     qdict_put_str(d, "state", t->paused ? "paused" : t->growth ? "growing"
                                                                : "waiting");
     qdict_put_int(d, "tries", t->tries);
-    qdict_put_int(d, "age-ms", (g_get_real_time() - t->since_us) / 1000);
+    qdict_put_int(d, "age-ms", (g_get_monotonic_time() - t->since_us) / 1000);
     if (t->growth) {
         qdict_put_int(d, "from", t->growth->from);
         qdict_put_int(d, "target", t->growth->target);
@@ -431,6 +509,7 @@ static QDict *growth_info(const SgGrowth *g)
     qdict_put_int(d, "target", g->target);
     qdict_put_int(d, "begin-us", g->begin_us);
     qdict_put_int(d, "end-us", g->end_us);
+    qdict_put_int(d, "provider-us", g->provider_us);
     if (g->denied) {
         qdict_put_str(d, "denied", g->denied);
     }
@@ -519,13 +598,17 @@ static void handle_grow(SgController *c, SgConn *conn, QDict *d)
         send_error(conn, "vm or path is missing, or bytes is negative");
         return;
     }
+    if (too_many(c, vm)) {
+        send_error(conn, "too many requests");
+        return;
+    }
     t = task_new(c, key, vm);
     t->path = g_strdup(path);
     t->instance = g_strdup_printf("by-hand-%s", uuid);
     t->id = 1;
     t->attempt = 1;
     t->needed = bytes;
-    t->asker = conn;
+    add_asker(t, conn);
     task_decide(t);
 }
 
@@ -573,11 +656,7 @@ static void conn_closed(SgConn *conn, const char *why, void *opaque)
     g_hash_table_remove(c->conns, conn);
     g_hash_table_iter_init(&iter, c->tasks);
     while (g_hash_table_iter_next(&iter, NULL, &task)) {
-        Task *t = task;
-
-        if (t->asker == conn) {
-            t->asker = NULL;
-        }
+        g_ptr_array_remove(((Task *)task)->askers, conn);
     }
 }
 
@@ -624,11 +703,12 @@ SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
                                     queue_free);
     c->paused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->denials = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    c->open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->conns = g_hash_table_new(NULL, NULL);
     for (unsigned i = 0; i < all->len; i++) {
         SgGrowth *g = g_ptr_array_index(all, i);
 
-        if (!g->end_us) {
+        if (!g->ended) {
             Task *t = task_new(c, g->key, g->vm);
 
             g_message("%s: had begun, is finished now", g->key);

@@ -171,13 +171,16 @@ static bool take_record(SgJournal *j, QDict *d)
         add(j, key, vm, path, resource, from, target, at_us);
         return true;
     }
-    if (g_str_equal(what, "end") && g) {
+    if (g_str_equal(what, "end") && g && !g->ended) {
         g->end_us = at_us;
+        g->provider_us = qdict_get_try_int(d, "provider-us", 0);
+        g->ended = true;
         return true;
     }
     if (g_str_equal(what, "deny") && !g) {
         g = add(j, key, qdict_get_try_str(d, "vm") ?: "", "", "", 0, 0, at_us);
         g->end_us = at_us;
+        g->ended = true;
         g->denied = g_strdup(qdict_get_try_str(d, "reason") ?: "");
         return true;
     }
@@ -203,6 +206,25 @@ static bool take_line(SgJournal *j, const char *line)
     return ok;
 }
 
+/* What others can write says nothing about what was done */
+static bool check_file(int fd, struct stat *st, GError **error)
+{
+    if (fstat(fd, st) < 0) {
+        return fail(error, "fstat");
+    }
+    if (!S_ISREG(st->st_mode) || st->st_size > JOURNAL_MAX_BYTES) {
+        errno = EFBIG;
+        return fail(error, "it is no file, or too large");
+    }
+    if (st->st_uid != geteuid() || st->st_mode & (S_IWGRP | S_IWOTH) ||
+        st->st_nlink != 1) {
+        errno = EPERM;
+        return fail(error, "it has another owner or name, or others may "
+                    "write to it");
+    }
+    return true;
+}
+
 static bool load(SgJournal *j, GError **error)
 {
     struct stat st;
@@ -210,12 +232,8 @@ static bool load(SgJournal *j, GError **error)
     char *line, *end;
     off_t done = 0;
 
-    if (fstat(j->fd, &st) < 0) {
-        return fail(error, "fstat");
-    }
-    if (!S_ISREG(st.st_mode) || st.st_size > JOURNAL_MAX_BYTES) {
-        errno = EFBIG;
-        return fail(error, "it is no file, or too large");
+    if (!check_file(j->fd, &st, error)) {
+        return false;
     }
     text = g_malloc0(st.st_size + 1);
     while (done < st.st_size) {
@@ -285,7 +303,9 @@ SgJournal *sg_journal_open(const char *path, GError **error)
     j->by_key = g_hash_table_new(g_str_hash, g_str_equal);
     j->dirty = true;              /* the last process may have been killed */
     j->unsynced = g_string_new(NULL);
-    j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    /* O_NONBLOCK: or a FIFO would be waited for */
+    j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
+                 0600);
     if (j->fd < 0) {
         fail(error, path);
     } else if (!lock_file(j->fd)) {
@@ -346,10 +366,17 @@ SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
     return add(j, key, vm, path, resource, from, target, now_us);
 }
 
-bool sg_journal_end(SgJournal *j, SgGrowth *g, GError **error)
+bool sg_journal_end(SgJournal *j, SgGrowth *g, int64_t provider_us,
+                    GError **error)
 {
+    QDict *d;
+
     g->end_us = g_get_real_time();
-    return append(j, record_new("end", g->key, g->end_us), error);
+    g->provider_us = provider_us;
+    g->ended = true;
+    d = record_new("end", g->key, g->end_us);
+    qdict_put_int(d, "provider-us", provider_us);
+    return append(j, d, error);
 }
 
 SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,
@@ -366,6 +393,7 @@ SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,
     }
     g = add(j, key, vm, "", "", 0, 0, now_us);
     g->end_us = now_us;
+    g->ended = true;
     g->denied = g_strdup(reason);
     return g;
 }

@@ -19,6 +19,7 @@
 #define STORAGE_GROWTH_JOURNAL_H
 
 #include <glib.h>
+#include <stdbool.h>
 
 typedef struct SgJournal SgJournal;
 
@@ -30,7 +31,9 @@ typedef struct SgJournal SgJournal;
  * @resource: what is grown, see provider.h
  * @from: size before, in bytes
  * @target: size after, in bytes
- * @begin_us, @end_us: real time; @end_us is 0 until it has ended
+ * @begin_us, @end_us: real time; the clock may have been set in between
+ * @ended: it need not be done again
+ * @provider_us: how long the provider took, in the process that ended it
  * @denied: why there was no growth, or NULL.  Such a growth has @from and
  *          @target 0.
  */
@@ -43,6 +46,8 @@ typedef struct SgGrowth {
     uint64_t target;
     int64_t begin_us;
     int64_t end_us;
+    bool ended;
+    int64_t provider_us;
     char *denied;
 } SgGrowth;
 
@@ -50,8 +55,8 @@ typedef struct SgGrowth {
  * sg_journal_open: read a journal, or make a new one
  * @path: the file; it is locked, so that only one process uses it
  *
- * Returns: NULL with @error set if it cannot be read or written, is in use, or
- * has a damaged record that is not the last one.
+ * Returns: NULL with @error set if it cannot be read or written, is in use, can
+ * be written by others, or has a damaged record that is not the last one.
  */
 SgJournal *sg_journal_open(const char *path, GError **error);
 void sg_journal_close(SgJournal *j);
@@ -80,7 +85,8 @@ SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
  * Returns: false with @error set if it cannot be written.  It counts as ended
  * nevertheless, until the process ends; then it would be done again.
  */
-bool sg_journal_end(SgJournal *j, SgGrowth *g, GError **error);
+bool sg_journal_end(SgJournal *j, SgGrowth *g, int64_t provider_us,
+                    GError **error);
 
 /* Wait until all that was written down is on the disk */
 bool sg_journal_sync(SgJournal *j, GError **error);

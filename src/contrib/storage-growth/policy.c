@@ -181,6 +181,9 @@ static bool take_policy(SgPolicy *p, QDict *d, GError **error)
         return bad(error, "'provider' is '%s', but must be tmpfs, file, "
                    "loop, lvm, rbd or exec", provider ?: "(nothing)");
     }
+    if (p->provider == SG_PROVIDER_RBD && !p->resource) {
+        return bad(error, "'resource' is missing: POOL/IMAGE");
+    }
     return p->provider != SG_PROVIDER_EXEC || take_command(p, d, error);
 }
 
@@ -216,20 +219,54 @@ GPtrArray *sg_policies_parse(const char *text, GError **error)
     return ok ? g_steal_pointer(&policies) : NULL;
 }
 
+/* It names programs that are run: nobody else may say which */
+static bool check_file(int fd, const char *path, GError **error)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+        st.st_size > CONFIG_MAX_BYTES) {
+        return bad(error, "%s is no file, or larger than %d bytes", path,
+                   CONFIG_MAX_BYTES);
+    }
+    if ((st.st_uid && st.st_uid != geteuid()) ||
+        st.st_mode & (S_IWGRP | S_IWOTH)) {
+        return bad(error, "%s must belong to root or to this user, and nobody "
+                   "else may be able to write to it", path);
+    }
+    return true;
+}
+
+static char *read_file(const char *path, GError **error)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    g_autofree char *text = g_malloc0(CONFIG_MAX_BYTES + 1);
+    ssize_t n, length = 0;
+
+    if (fd < 0) {
+        bad(error, "%s: %s", path, g_strerror(errno));
+        return NULL;
+    }
+    if (!check_file(fd, path, error)) {
+        close(fd);
+        return NULL;
+    }
+    while ((n = read(fd, text + length, CONFIG_MAX_BYTES - length)) > 0) {
+        length += n;
+    }
+    close(fd);
+    if (n < 0 || strlen(text) != length) {
+        bad(error, "%s is no text, or cannot be read", path);
+        return NULL;
+    }
+    return g_steal_pointer(&text);
+}
+
 GPtrArray *sg_policies_load(const char *path, GError **error)
 {
-    g_autofree char *text = NULL;
-    gsize length;
+    g_autofree char *text = read_file(path, error);
 
-    if (!g_file_get_contents(path, &text, &length, error)) {
-        return NULL;
-    }
-    if (length > CONFIG_MAX_BYTES || strlen(text) != length) {
-        bad(error, "%s is no text, or larger than %d bytes", path,
-            CONFIG_MAX_BYTES);
-        return NULL;
-    }
-    return sg_policies_parse(text, error);
+    return text ? sg_policies_parse(text, error) : NULL;
 }
 
 bool sg_policy_matches(const SgPolicy *p, const char *vm, const char *path)

@@ -9,20 +9,32 @@
  * all that it has started, in a process group of its own.  It is waited for
  * even then: what cannot be killed now must not run twice.
  * What is done without a program are a few system calls on local files.
+ *
+ * Without a "resource" in the policy, names come from a virtual machine.  What
+ * is opened then is what counts: its own name, without symbolic links, has to
+ * match the policy, too, and it is used by its descriptor from there on.
  */
 
 #include "qemu/osdep.h"
 #include <gio/gio.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
-#include <sys/statvfs.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
 #include "qapi/error.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "provider.h"
 
 #define OUTPUT_MAX_BYTES (64 * 1024)
+
+/* <linux/mount.h> and <sys/mount.h> exclude each other */
+#define PICK_CLOEXEC 0x1
+#define PICK_EMPTY_PATH 0x8
+#define CONFIG_SET_STRING 1
+#define CONFIG_RECONFIGURE 7
 
 typedef struct Job {
     const SgPolicy *policy;
@@ -238,37 +250,96 @@ static void run_rbd(Job *job)
     run_program(job, job->target ? grow : tell, NULL);
 }
 
-static void run_tmpfs(Job *job)
-{
-    g_autofree char *size = g_strdup_printf("remount,size=%" PRIu64,
-                                            job->target);
-    const char *grow[] = { "mount", "-o", size, "--", job->name, NULL };
-
-    run_program(job, grow, NULL);
-}
-
 /*
  * System calls
  */
 
-static void tell_filesystem(Job *job)
+/* Whether the policy covers what was opened, see the head of this file */
+static bool is_covered(Job *job, int fd)
 {
-    struct statvfs st;
+    const SgPolicy *p = job->policy;
+    g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", fd);
+    g_autofree char *real = NULL;
 
-    if (statvfs(job->name, &st) < 0) {
-        job_set_error(job, "statvfs", g_strerror(errno));
-    } else {
-        job->size = MIN((double)st.f_blocks * st.f_frsize, INT64_MAX / 2);
+    if (p->resource) {
+        return true;
+    }
+    real = g_file_read_link(link, NULL);
+    return real && (p->provider == SG_PROVIDER_TMPFS
+                        ? g_str_equal(real, job->name)
+                        : g_pattern_match_simple(p->path, real));
+}
+
+/*
+ * Returns a descriptor, or -1 with an error set.  O_NONBLOCK: there may be a
+ * FIFO of that name.
+ */
+static int open_name(Job *job, int flags)
+{
+    int fd = open(job->name, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    if (fd < 0) {
+        job_set_error(job, "it cannot be opened", g_strerror(errno));
+    } else if (!is_covered(job, fd)) {
+        job_set_error(job, "it cannot be grown", "it leads to something that "
+                      "the policy does not cover");
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Changes nothing but the size; mount(8) sets other options, too */
+static bool tmpfs_grow(int fd, uint64_t target)
+{
+    g_autofree char *size = g_strdup_printf("%" PRIu64, target);
+    int picked = syscall(SYS_fspick, fd, "", PICK_CLOEXEC | PICK_EMPTY_PATH);
+    bool ok;
+    int saved;
+
+    if (picked < 0) {
+        return false;
+    }
+    ok = syscall(SYS_fsconfig, picked, CONFIG_SET_STRING, "size", size,
+                 0) == 0 &&
+         syscall(SYS_fsconfig, picked, CONFIG_RECONFIGURE, NULL, NULL, 0) == 0;
+    saved = errno;
+    close(picked);
+    errno = saved;
+    return ok;
+}
+
+static void do_tmpfs(Job *job)
+{
+    int fd = open_name(job, O_PATH | O_DIRECTORY);
+    struct statfs st;
+
+    if (fd >= 0) {
+        if (fstatfs(fd, &st) < 0) {
+            job_set_error(job, "statfs", g_strerror(errno));
+        } else if (st.f_type != TMPFS_MAGIC) {
+            job_set_error(job, "it cannot be grown", "it is no tmpfs");
+        } else if (job->target > (uint64_t)st.f_blocks * st.f_bsize &&
+                   (!tmpfs_grow(fd, job->target) || fstatfs(fd, &st) < 0)) {
+            job_set_error(job, "it cannot be grown", g_strerror(errno));
+        } else {
+            job->size = MIN((uint64_t)st.f_blocks * st.f_bsize, INT64_MAX);
+        }
+        close(fd);
     }
     g_idle_add(job_finish, job);
 }
 
 static void do_file(Job *job)
 {
-    int fd = open(job->name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    int fd = open_name(job, O_RDWR | O_NOFOLLOW);
     struct stat st;
 
-    if (fd < 0 || fstat(fd, &st) < 0) {
+    if (fd < 0) {
+        g_idle_add(job_finish, job);
+        return;
+    }
+    if (fstat(fd, &st) < 0) {
         job_set_error(job, "it cannot be opened", g_strerror(errno));
     } else if (!S_ISREG(st.st_mode)) {
         job_set_error(job, "it cannot be grown", "it is no file");
@@ -278,42 +349,58 @@ static void do_file(Job *job)
     } else {
         job->size = MAX((uint64_t)st.st_size, job->target);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    close(fd);
     g_idle_add(job_finish, job);
 }
 
-static char *loop_backing_file(const char *device, GError **error)
+/* The name that the kernel has for the file behind a loop device */
+static char *loop_backing_file(int device, GError **error)
 {
-    g_autofree char *base = g_path_get_basename(device);
-    g_autofree char *path =
-        g_strdup_printf("/sys/block/%s/loop/backing_file", base);
+    g_autofree char *path = NULL;
+    struct stat st;
     char *text;
 
+    if (fstat(device, &st) < 0) {
+        return NULL;
+    }
+    path = g_strdup_printf("/sys/dev/block/%u:%u/loop/backing_file",
+                           major(st.st_rdev), minor(st.st_rdev));
     if (!g_file_get_contents(path, &text, NULL, error)) {
         return NULL;
     }
     return g_strchomp(text);
 }
 
-static bool loop_grow_file(Job *job)
+/* Whether it is this file: another may have its name by now */
+static bool loop_is_behind(int device, const struct stat *st)
+{
+    struct loop_info64 info;
+
+    return ioctl(device, LOOP_GET_STATUS64, &info) == 0 &&
+           info.lo_inode == st->st_ino && info.lo_device == st->st_dev;
+}
+
+/* The size is not synced: a flush of the device takes it along with data */
+static bool loop_grow_file(Job *job, int device)
 {
     g_autoptr(GError) error = NULL;
-    g_autofree char *backing = loop_backing_file(job->name, &error);
+    g_autofree char *backing = loop_backing_file(device, &error);
     struct stat st;
     bool ok = false;
     int fd;
 
     if (!backing) {
-        job_set_error(job, "it has no file", error->message);
+        job_set_error(job, "it has no file",
+                      error ? error->message : "it is no device");
         return false;
     }
-    fd = open(backing, O_RDWR | O_CLOEXEC);
+    fd = open(backing, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0 || fstat(fd, &st) < 0) {
         job_set_error(job, backing, g_strerror(errno));
+    } else if (!loop_is_behind(device, &st)) {
+        job_set_error(job, backing, "it is not the file of this device");
     } else if (S_ISREG(st.st_mode) && st.st_size < job->target &&
-               (ftruncate(fd, job->target) < 0 || fsync(fd) < 0)) {
+               ftruncate(fd, job->target) < 0) {
         job_set_error(job, backing, g_strerror(errno));
     } else {
         ok = true;
@@ -326,19 +413,19 @@ static bool loop_grow_file(Job *job)
 
 static void do_loop(Job *job)
 {
-    int fd = open(job->name, O_RDONLY | O_CLOEXEC);
+    int fd = open_name(job, O_RDONLY);
     uint64_t size;
 
-    if (fd < 0 || ioctl(fd, BLKGETSIZE64, &size) < 0) {
-        job_set_error(job, "it cannot be opened", g_strerror(errno));
-    } else if (size < job->target && loop_grow_file(job) &&
-               (ioctl(fd, LOOP_SET_CAPACITY) < 0 ||
-                ioctl(fd, BLKGETSIZE64, &size) < 0)) {
-        job_set_error(job, "it cannot be grown", g_strerror(errno));
-    } else {
-        job->size = MIN(size, (uint64_t)INT64_MAX);
-    }
     if (fd >= 0) {
+        if (ioctl(fd, BLKGETSIZE64, &size) < 0) {
+            job_set_error(job, "it cannot be opened", g_strerror(errno));
+        } else if (size < job->target && loop_grow_file(job, fd) &&
+                   (ioctl(fd, LOOP_SET_CAPACITY) < 0 ||
+                    ioctl(fd, BLKGETSIZE64, &size) < 0)) {
+            job_set_error(job, "it cannot be grown", g_strerror(errno));
+        } else {
+            job->size = MIN(size, (uint64_t)INT64_MAX);
+        }
         close(fd);
     }
     g_idle_add(job_finish, job);
@@ -349,11 +436,7 @@ static void job_start(Job *job)
     job->name = strchr(job->resource, ':') + 1;
     switch (job->policy->provider) {
     case SG_PROVIDER_TMPFS:
-        if (job->target) {
-            run_tmpfs(job);
-        } else {
-            tell_filesystem(job);
-        }
+        do_tmpfs(job);
         break;
     case SG_PROVIDER_FILE:
         do_file(job);

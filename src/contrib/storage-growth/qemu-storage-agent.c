@@ -19,6 +19,7 @@
 #include "server.h"
 
 #define RETRY_MS 200
+#define ATTEMPTS_MAX 1000         /* a machine that has more is ill */
 
 static char *qmp_dir, *controller_address, *config, *journal_path;
 static char **libvirt_uris;
@@ -57,6 +58,15 @@ static GSocketConnectable *client_to;
  * The controller
  */
 
+/* QEMU knows an answer by its id only: one that is late must not count */
+static bool is_old(SgVm *vm, int64_t id, int64_t attempt)
+{
+    int64_t *last = vm->attempts ? g_hash_table_lookup(vm->attempts, &id)
+                                 : NULL;
+
+    return last && *last != attempt;
+}
+
 static void controller_object(SgConn *conn, QDict *d, void *opaque)
 {
     const char *type = qdict_get_try_str(d, "type") ?: "";
@@ -64,18 +74,24 @@ static void controller_object(SgConn *conn, QDict *d, void *opaque)
     const char *instance = qdict_get_try_str(d, "instance");
     const char *result = qdict_get_try_str(d, "result");
     SgVm *vm = name ? g_hash_table_lookup(vms, name) : NULL;
+    int64_t id = qdict_get_try_int(d, "id", 0);
+    int64_t attempt = qdict_get_try_int(d, "attempt", 0);
+    g_autofree char *reason =
+        sg_one_line(qdict_get_try_str(d, "reason") ?: "?");
 
     if (g_str_equal(type, "error")) {
-        g_warning("controller: %s", qdict_get_try_str(d, "reason") ?: "?");
+        g_warning("controller: %s", reason);
     } else if (!g_str_equal(type, "answer") || !instance || !result) {
         g_warning("controller: not understood");
     } else if (vm && vm->instance && g_str_equal(vm->instance, instance)) {
-        if (qdict_haskey(d, "reason")) {
-            g_message("%s: %s: %s", name, result,
-                      qdict_get_try_str(d, "reason") ?: "?");
+        if (is_old(vm, id, attempt)) {
+            g_message("%s: an answer to an earlier attempt", name);
+            return;
         }
-        vm->resolve(vm, qdict_get_try_int(d, "id", 0),
-                    qdict_get_try_int(d, "attempt", 0), result);
+        if (qdict_haskey(d, "reason")) {
+            g_message("%s: %s: %s", name, result, reason);
+        }
+        vm->resolve(vm, id, attempt, result);
     }
 }
 
@@ -177,6 +193,20 @@ void sg_agent_remove(SgVm *vm)
         g_hash_table_remove(vms, vm->name);
     }
     g_clear_pointer(&vm->instance, g_free);
+    g_clear_pointer(&vm->attempts, g_hash_table_unref);
+}
+
+static void note_attempt(SgVm *vm, int64_t id, int64_t attempt)
+{
+    if (!vm->attempts) {
+        vm->attempts = g_hash_table_new_full(g_int64_hash, g_int64_equal,
+                                             g_free, g_free);
+    }
+    if (g_hash_table_size(vm->attempts) >= ATTEMPTS_MAX) {
+        g_hash_table_remove_all(vm->attempts);
+    }
+    g_hash_table_insert(vm->attempts, g_memdup2(&id, sizeof(id)),
+                        g_memdup2(&attempt, sizeof(attempt)));
 }
 
 void sg_agent_request(SgVm *vm, QDict *request)
@@ -193,6 +223,8 @@ void sg_agent_request(SgVm *vm, QDict *request)
     }
     g_free(vm->instance);
     vm->instance = g_strdup(instance);
+    note_attempt(vm, qdict_get_try_int(request, "id", 0),
+                 qdict_get_try_int(request, "attempt", 0));
     if (!controller) {
         return;                   /* asked again when it is there */
     }
@@ -213,6 +245,9 @@ void sg_agent_requests(SgVm *vm, QList *list)
 {
     const QListEntry *entry;
 
+    if (vm->attempts) {
+        g_hash_table_remove_all(vm->attempts);
+    }
     QLIST_FOREACH_ENTRY(list, entry) {
         QDict *request = qobject_to(QDict, qlist_entry_obj(entry));
 
@@ -301,8 +336,10 @@ static void qmp_returned(QmpVm *v, const char *id, QDict *d)
                          answer ? qdict_get_try_str(answer, "outcome") ?: "?"
                                 : "error");
     } else if (failed) {
-        g_warning("%s: %s: %s", v->vm.name, id,
-                  qdict_get_try_str(failed, "desc") ?: "?");
+        g_autofree char *desc =
+            sg_one_line(qdict_get_try_str(failed, "desc") ?: "?");
+
+        g_warning("%s: a command failed: %s", v->vm.name, desc);
     }
 }
 
