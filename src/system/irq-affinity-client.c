@@ -19,13 +19,14 @@
 #define SILENCE_MS 5000
 
 typedef struct Pending {
-    uint32_t op;
-    uint32_t id;
-    int cpu;
+    IRQHelperRequest rq;
     void *tag;              /* NULL: nobody waits for it */
-    int64_t sent_ms;
+    char *path;             /* of a RESTORE's device */
+    int proof;              /* of a RESTORE that was not sent yet, else -1 */
     QTAILQ_ENTRY(Pending) next;
 } Pending;
+
+typedef QTAILQ_HEAD(, Pending) PendingList;
 
 struct IRQClient {
     char *path;
@@ -36,11 +37,14 @@ struct IRQClient {
     int fd;
     uint32_t last_id;
     unsigned retry_ms;
+    unsigned restores;      /* not answered */
     QEMUTimer *timer;       /* next attempt, or the end of patience */
-    QTAILQ_HEAD(, Pending) pending;
+    PendingList pending;    /* sent */
+    PendingList unsent;     /* RESTOREs that did not fit */
 };
 
 static void disconnect(IRQClient *c);
+static void stop_if_done(IRQClient *c);
 
 static int64_t now_ms(void)
 {
@@ -53,14 +57,13 @@ static void retry_later(IRQClient *c)
     c->retry_ms = MIN(c->retry_ms * 2, RETRY_MAX_MS);
 }
 
+/* It has just said something, or been asked for the first time. */
 static void arm_patience(IRQClient *c)
 {
-    Pending *first = QTAILQ_FIRST(&c->pending);
-
-    if (first) {
-        timer_mod(c->timer, first->sent_ms + SILENCE_MS);
-    } else {
+    if (QTAILQ_EMPTY(&c->pending)) {
         timer_del(c->timer);
+    } else {
+        timer_mod(c->timer, now_ms() + SILENCE_MS);
     }
 }
 
@@ -92,27 +95,81 @@ static int send_request(IRQClient *c, const IRQHelperRequest *rq, int fd)
            ? 0 : -errno;
 }
 
+static bool is_full(int err)
+{
+    return err == -EAGAIN || err == -ENOBUFS || err == -ETOOMANYREFS;
+}
+
+/* Returns: 0, or a negative errno: @p stays the caller's. */
+static int send_pending(IRQClient *c, Pending *p, int fd)
+{
+    int ret = send_request(c, &p->rq, fd);
+    bool first = QTAILQ_EMPTY(&c->pending);
+
+    if (ret) {
+        /* a full queue is no reason to break the connection */
+        return is_full(ret) ? -EAGAIN : -ENOTCONN;
+    }
+    QTAILQ_INSERT_TAIL(&c->pending, p, next);
+    if (first) {
+        arm_patience(c);
+    }
+    return 0;
+}
+
+static Pending *pending_new(IRQClient *c, const IRQHelperRequest *rq,
+                            void *tag)
+{
+    Pending *p = g_new0(Pending, 1);
+
+    p->rq = *rq;
+    p->rq.id = ++c->last_id;
+    p->tag = tag;
+    p->proof = -1;
+    return p;
+}
+
+static void pending_free(Pending *p)
+{
+    if (p->proof >= 0) {
+        close(p->proof);
+    }
+    g_free(p->path);
+    g_free(p);
+}
+
 /* Returns: -EINPROGRESS, or another negative errno. */
-static int submit(IRQClient *c, IRQHelperRequest *rq, int fd, void *tag)
+static int submit(IRQClient *c, const IRQHelperRequest *rq, int fd, void *tag)
 {
     Pending *p;
     int ret;
 
-    rq->id = ++c->last_id;
-    ret = send_request(c, rq, fd);
-    if (ret) {
-        /* a full queue is no reason to break the connection */
-        return ret == -EAGAIN || ret == -ENOBUFS ? -EAGAIN : -ENOTCONN;
+    if (!QTAILQ_EMPTY(&c->unsent)) {
+        return -EAGAIN;         /* not past these */
     }
-    p = g_new0(Pending, 1);
-    p->op = rq->op;
-    p->id = rq->id;
-    p->cpu = rq->cpu;
-    p->tag = tag;
-    p->sent_ms = now_ms();
-    QTAILQ_INSERT_TAIL(&c->pending, p, next);
-    arm_patience(c);
+    p = pending_new(c, rq, tag);
+    ret = send_pending(c, p, fd);
+    if (ret) {
+        pending_free(p);
+        return ret;
+    }
     return -EINPROGRESS;
+}
+
+/* What did not fit before; how much of it fits now. */
+static void send_unsent(IRQClient *c)
+{
+    Pending *p;
+
+    while ((p = QTAILQ_FIRST(&c->unsent))) {
+        QTAILQ_REMOVE(&c->unsent, p, next);
+        if (send_pending(c, p, p->proof)) {
+            QTAILQ_INSERT_HEAD(&c->unsent, p, next);
+            return;
+        }
+        close(p->proof);
+        p->proof = -1;
+    }
 }
 
 bool irq_client_connected(const IRQClient *c)
@@ -134,21 +191,40 @@ int irq_client_move(IRQClient *c, void *tag, int irq, const char *device,
     return submit(c, &rq, proof, tag);
 }
 
-void irq_client_restore(IRQClient *c, int irq, const char *device, int proof,
-                        int tid, const char *list)
+int irq_client_restore(IRQClient *c, void *tag, const IRQRestore *what,
+                       int proof, int tid)
 {
     IRQHelperRequest rq = {
-        .op = IRQ_HELPER_RESTORE, .number = irq, .tid = tid,
+        .op = IRQ_HELPER_RESTORE, .number = what->irq, .tid = tid,
     };
+    Pending *p;
+    int ret;
 
-    if (c->greeted) {
-        pstrcpy(rq.device, sizeof(rq.device), device);
-        /* one that is too long is of no use in part: the default it is */
-        if (strlen(list) < sizeof(rq.list)) {
-            pstrcpy(rq.list, sizeof(rq.list), list);
-        }
-        submit(c, &rq, proof, NULL);
+    if (!c->greeted) {
+        return -ENOTCONN;
     }
+    pstrcpy(rq.device, sizeof(rq.device), what->device);
+    /* one that is too long is of no use in part: the default it is */
+    if (strlen(what->list) < sizeof(rq.list)) {
+        pstrcpy(rq.list, sizeof(rq.list), what->list);
+    }
+    p = pending_new(c, &rq, tag);
+    p->path = g_strdup(what->path);
+    ret = QTAILQ_EMPTY(&c->unsent) ? send_pending(c, p, proof) : -EAGAIN;
+    if (ret == -EAGAIN && !QTAILQ_EMPTY(&c->pending)) {
+        /* an answer makes room; the device may be gone by then */
+        p->proof = qemu_dup(proof);
+        if (p->proof >= 0) {
+            QTAILQ_INSERT_TAIL(&c->unsent, p, next);
+            ret = 0;
+        }
+    }
+    if (ret) {
+        pending_free(p);
+        return ret;
+    }
+    c->restores++;
+    return -EINPROGRESS;
 }
 
 void irq_client_watch(IRQClient *c, void *tag, int tid)
@@ -169,47 +245,70 @@ void irq_client_forget(IRQClient *c, void *tag)
             p->tag = NULL;
         }
     }
+    QTAILQ_FOREACH(p, &c->unsent, next) {
+        if (p->tag == tag) {
+            p->tag = NULL;
+        }
+    }
 }
 
 /*
  * Answers
  */
 
-static void finish(IRQClient *c, Pending *p, int err, int fd)
+/* @p is in no list any more */
+static void finish(IRQClient *c, Pending *p, int err, bool other, int fd)
 {
-    QTAILQ_REMOVE(&c->pending, p, next);
-    if (p->tag && p->op == IRQ_HELPER_MOVE) {
-        c->ops->moved(c->opaque, p->tag, p->cpu, err);
-    } else if (p->tag && p->op == IRQ_HELPER_WATCH) {
-        c->ops->watched(c->opaque, p->tag, err ? -1 : fd);
-        fd = err ? fd : -1;
+    switch (p->rq.op) {
+    case IRQ_HELPER_MOVE:
+        if (p->tag) {
+            c->ops->moved(c->opaque, p->tag, p->rq.cpu, err);
+        }
+        break;
+    case IRQ_HELPER_WATCH:
+        if (p->tag) {
+            c->ops->watched(c->opaque, p->tag, err ? -1 : fd);
+            fd = err ? fd : -1;
+        }
+        break;
+    case IRQ_HELPER_RESTORE: {
+        IRQRestore what = {
+            .irq = p->rq.number, .device = p->rq.device, .path = p->path,
+            .other = other,
+        };
+
+        c->restores--;
+        c->ops->restored(c->opaque, p->tag, &what, err);
+        break;
+    }
     }
     if (fd >= 0) {
         close(fd);
     }
-    g_free(p);
+    pending_free(p);
 }
 
 /* Returns: false: this is no helper. */
 static bool take_reply(IRQClient *c, const IRQHelperReply *reply, int fd)
 {
     Pending *p = QTAILQ_FIRST(&c->pending);
+    bool hello;
 
-    if (!p || p->id != reply->id || p->op != reply->op) {
+    if (!p || p->rq.id != reply->id || p->rq.op != reply->op) {
         return false;
     }
-    if (p->op == IRQ_HELPER_HELLO) {
-        if (reply->error || reply->value != IRQ_HELPER_VERSION) {
-            return false;
-        }
+    hello = p->rq.op == IRQ_HELPER_HELLO;
+    if (hello && (reply->error || reply->value != IRQ_HELPER_VERSION)) {
+        return false;
+    }
+    QTAILQ_REMOVE(&c->pending, p, next);
+    finish(c, p, reply->error, reply->value, fd);
+    if (hello) {
         c->greeted = true;
         c->retry_ms = RETRY_MIN_MS;
-        finish(c, p, 0, fd);
         trace_irq_affinity_helper(c->path, true);
         c->ops->connected(c->opaque);
-        return true;
     }
-    finish(c, p, reply->error, fd);
     return true;
 }
 
@@ -261,9 +360,13 @@ static void readable(void *opaque)
             close(fd);
         }
         disconnect(c);
-    } else if (c->fd >= 0) {
+        return;
+    }
+    if (c->fd >= 0) {
+        send_unsent(c);
         arm_patience(c);
     }
+    stop_if_done(c);
 }
 
 /*
@@ -283,16 +386,33 @@ static void close_socket(IRQClient *c)
     }
 }
 
-static void disconnect(IRQClient *c)
+/* What is under way will not be answered. */
+static void fail_all(IRQClient *c, PendingList *list)
 {
     Pending *p;
 
-    close_socket(c);
-    while ((p = QTAILQ_FIRST(&c->pending))) {
-        finish(c, p, ENOTCONN, -1);
+    while ((p = QTAILQ_FIRST(list))) {
+        QTAILQ_REMOVE(list, p, next);
+        finish(c, p, ENOTCONN, false, -1);
     }
+}
+
+static void disconnect(IRQClient *c)
+{
+    close_socket(c);
+    timer_del(c->timer);
+    fail_all(c, &c->pending);
+    fail_all(c, &c->unsent);
     if (c->started) {
         retry_later(c);
+    }
+}
+
+/* Nobody needs it any more, and all is given back. */
+static void stop_if_done(IRQClient *c)
+{
+    if (!c->started && !c->restores) {
+        disconnect(c);
     }
 }
 
@@ -334,21 +454,16 @@ void irq_client_start(IRQClient *c)
     if (!c->started) {
         c->started = true;
         c->retry_ms = RETRY_MIN_MS;
-        try_connect(c);
+        if (c->fd < 0) {
+            try_connect(c);
+        }
     }
 }
 
 void irq_client_stop(IRQClient *c)
 {
-    Pending *p;
-
     c->started = false;
-    close_socket(c);
-    timer_del(c->timer);
-    while ((p = QTAILQ_FIRST(&c->pending))) {
-        p->tag = NULL;
-        finish(c, p, ENOTCONN, -1);
-    }
+    stop_if_done(c);
 }
 
 IRQClient *irq_client_new(const char *path, const IRQClientOps *ops,
@@ -362,16 +477,39 @@ IRQClient *irq_client_new(const char *path, const IRQClientOps *ops,
     c->fd = -1;
     c->timer = timer_new_ms(QEMU_CLOCK_REALTIME, timer_cb, c);
     QTAILQ_INIT(&c->pending);
+    QTAILQ_INIT(&c->unsent);
     return c;
 }
 
-void irq_client_free(IRQClient *c)
+static unsigned free_all(PendingList *list)
 {
-    if (!c) {
-        return;
+    unsigned count = 0;
+    Pending *p;
+
+    while ((p = QTAILQ_FIRST(list))) {
+        QTAILQ_REMOVE(list, p, next);
+        pending_free(p);
+        count++;
     }
-    irq_client_stop(c);
+    return count;
+}
+
+unsigned irq_client_free(IRQClient *c)
+{
+    unsigned lost;
+
+    if (!c) {
+        return 0;
+    }
+    if (c->fd >= 0) {
+        send_unsent(c);
+    }
+    /* what was sent is served, though it cannot be answered */
+    close_socket(c);
     timer_free(c->timer);
+    free_all(&c->pending);
+    lost = free_all(&c->unsent);
     g_free(c->path);
     g_free(c);
+    return lost;
 }

@@ -10,6 +10,10 @@
  * for too long, what is under way ends with ENOTCONN and a new connection is
  * tried, at intervals.
  *
+ * A socket takes some hundred requests.  A move that does not fit is refused,
+ * to be tried again; an affinity to be given back is sent as soon as it fits,
+ * and the connection is kept for it.
+ *
  * Context: BQL held, main loop.
  */
 
@@ -25,15 +29,33 @@ typedef struct IRQClient IRQClient;
     ((int)sizeof(((struct sockaddr_un *)0)->sun_path))
 
 /**
+ * struct IRQRestore: an interrupt that gets back what it had
+ * @irq: its number
+ * @device: PCI address in the host
+ * @path: QOM path of the device
+ * @list: of processors; not in what is told to @restored
+ * @other: told to @restored: it got another list, as far as that was allowed
+ */
+typedef struct IRQRestore {
+    int irq;
+    const char *device;
+    const char *path;
+    const char *list;
+    bool other;
+} IRQRestore;
+
+/**
  * struct IRQClientOps: what the helper's answers lead to
  * @connected: the connection stands
  * @moved: end of a move: 0 or an errno
  * @watched: the event of a vCPU's thread, consumed; -1: there is none
+ * @restored: end of a restoration: 0 or an errno; @tag may be NULL
  */
 typedef struct IRQClientOps {
     void (*connected)(void *opaque);
     void (*moved)(void *opaque, void *tag, int cpu, int err);
     void (*watched)(void *opaque, void *tag, int fd);
+    void (*restored)(void *opaque, void *tag, const IRQRestore *what, int err);
 } IRQClientOps;
 
 /**
@@ -49,8 +71,10 @@ IRQClient *irq_client_new(const char *path, const IRQClientOps *ops,
 
 /**
  * irq_client_free: end it, without callbacks; or NULL
+ *
+ * Returns: restorations that could not be sent.
  */
-void irq_client_free(IRQClient *c);
+unsigned irq_client_free(IRQClient *c);
 
 /**
  * irq_client_start: connect, and connect again whenever it is lost
@@ -58,7 +82,9 @@ void irq_client_free(IRQClient *c);
 void irq_client_start(IRQClient *c);
 
 /**
- * irq_client_stop: disconnect, without callbacks
+ * irq_client_stop: disconnect, as soon as all restorations are answered
+ *
+ * Only @restored follows.
  */
 void irq_client_stop(IRQClient *c);
 
@@ -83,16 +109,17 @@ int irq_client_move(IRQClient *c, void *tag, int irq, const char *device,
                     int proof, int tid, int cpu);
 
 /**
- * irq_client_restore: give an interrupt an affinity that it had; no answer
+ * irq_client_restore: give an interrupt an affinity that it had
  * @c: the client
- * @irq: number of the interrupt
- * @device: PCI address in the host
+ * @tag: for @restored, or NULL
+ * @what: copied
  * @proof: as above
- * @tid: thread of the vCPU
- * @list: of processors
+ * @tid: thread of this process
+ *
+ * Returns: -EINPROGRESS, or another negative errno.
  */
-void irq_client_restore(IRQClient *c, int irq, const char *device, int proof,
-                        int tid, const char *list);
+int irq_client_restore(IRQClient *c, void *tag, const IRQRestore *what,
+                       int proof, int tid);
 
 /**
  * irq_client_watch: ask for the event of a thread
@@ -104,6 +131,8 @@ void irq_client_watch(IRQClient *c, void *tag, int tid);
 
 /**
  * irq_client_forget: no callback shall have this tag any more
+ *
+ * What was to be told of it, except for @restored, is not told.
  */
 void irq_client_forget(IRQClient *c, void *tag);
 

@@ -29,6 +29,7 @@ struct IRQHostIRQ {
     bool moved;
     char *original;
     char *expected;     /* what is found if nobody else writes */
+    char *maybe;        /* or this, NULL: no */
 };
 
 static char *host_path(const IRQHost *host, const char *fmt, ...)
@@ -230,6 +231,7 @@ void irq_host_close(IRQHostIRQ *irq)
     }
     g_free(irq->original);
     g_free(irq->expected);
+    g_free(irq->maybe);
     g_free(irq);
 }
 
@@ -291,7 +293,8 @@ IRQMask irq_host_mask(const IRQHostIRQ *irq)
 {
     g_autofree char *mask = irq_text_read_fd(irq->affinity_fd);
 
-    if (!mask || g_str_equal(mask, irq->expected)) {
+    if (!mask || g_str_equal(mask, irq->expected) ||
+        !g_strcmp0(mask, irq->maybe)) {
         /* if it is gone, the write will tell */
         return IRQ_MASK_KNOWN;
     }
@@ -317,7 +320,29 @@ void irq_host_moved(IRQHostIRQ *irq, int cpu)
 {
     g_free(irq->expected);
     irq->expected = g_strdup_printf("%d", cpu);
+    g_clear_pointer(&irq->maybe, g_free);
     irq->moved = true;
+}
+
+void irq_host_maybe_moved(IRQHostIRQ *irq, int cpu)
+{
+    g_free(irq->maybe);
+    irq->maybe = g_strdup_printf("%d", cpu);
+    irq->moved = true;
+}
+
+void irq_host_returned(IRQHostIRQ *irq)
+{
+    char *mask = irq_text_read_fd(irq->affinity_fd);
+
+    irq->moved = false;
+    g_clear_pointer(&irq->maybe, g_free);
+    if (mask) {
+        g_free(irq->original);
+        g_free(irq->expected);
+        irq->original = mask;
+        irq->expected = g_strdup(mask);
+    }
 }
 
 bool irq_host_was_moved(const IRQHostIRQ *irq)

@@ -116,6 +116,20 @@ int irq_host_move(IRQHostIRQ *irq, int cpu);
 void irq_host_moved(IRQHostIRQ *irq, int cpu);
 
 /**
+ * irq_host_maybe_moved: somebody was to send it to @cpu, and may have
+ *
+ * Either is then taken for what it was left with.
+ */
+void irq_host_maybe_moved(IRQHostIRQ *irq, int cpu);
+
+/**
+ * irq_host_returned: somebody gave it back what it had, or may have
+ *
+ * What it has now is taken for its own affinity.
+ */
+void irq_host_returned(IRQHostIRQ *irq);
+
+/**
  * irq_host_was_moved: whether it was moved, and not restored
  */
 bool irq_host_was_moved(const IRQHostIRQ *irq);

@@ -29,6 +29,7 @@
  * @vector: its number there
  * @host: the host's interrupt, NULL: none
  * @owner: index of the vCPU, or one of IRQ_DEST_*, IRQ_OWNER_NO_ROUTE
+ * @unowned: it was given back because nothing is there to follow
  * @seen: used during a rescan
  *
  * It is known to the policy while @host is not NULL.
@@ -39,6 +40,7 @@ typedef struct IRQFollowed {
     unsigned vector;
     IRQHostIRQ *host;
     int owner;
+    bool unowned;
     bool seen;
 } IRQFollowed;
 
@@ -87,6 +89,7 @@ struct IRQAffinity {
     /* State */
     bool complete;
     bool told;                  /* that nothing can be moved */
+    bool told_return;           /* that something was not given back */
     IRQHost *host;
     IRQClient *client;          /* NULL: without helper */
     IRQPolicy *engine;

@@ -9,8 +9,14 @@
  * two busy vectors stays behind, nearly all the inter-processor interrupts
  * stay with it.  A group is looked at when its vCPU moved, when a vector was
  * added, and again and again while one of its vectors is not where its vCPU
- * is, first every window, then less and less often up to once a second while
+ * is, first every window, then less and less often up to once a minute while
  * nothing counts.  When all are in place there is nothing to do.
+ *
+ * A quiet vector is left where it is at first: a vCPU that sleeps most of the
+ * time may move often.  When it has stayed for a second the optimistic rule
+ * takes the quiet ones after it as well, so that they need not be looked at any
+ * more.  That cannot be known of one that has never counted, which may be
+ * posted.
  */
 
 #include "qemu/osdep.h"
@@ -25,6 +31,7 @@ typedef struct IRQGroup {
     bool told;              /* that a decision was put off: counted once */
     uint64_t run_ns;
     uint64_t notices;
+    int64_t noticed_ns;     /* when it was told that the vCPU moved */
     int64_t moved_ns;       /* last attempt to move */
     int64_t window_ns;      /* start of the window of forwards */
     int64_t due_ns;
@@ -89,6 +96,7 @@ static IRQGroup *group_get(IRQPolicy *p, unsigned vcpu)
     while (p->groups->len <= vcpu) {
         IRQGroup group = {
             .cpu = -1,
+            .noticed_ns = LONG_AGO,
             .moved_ns = LONG_AGO,
             .window_ns = LONG_AGO,
             .due_ns = IRQ_POLICY_NEVER,
@@ -153,6 +161,7 @@ void irq_policy_vcpu_at(IRQPolicy *p, unsigned vcpu, int cpu, int64_t now_ns)
         p->stats.notices++;
     }
     g->cpu = cpu;
+    g->noticed_ns = now_ns;
     g->mixed = true;
     g->step_ns = p->config.forward_window_ns;
     /* not before the interval is over: then it may be back already */
@@ -304,6 +313,23 @@ void irq_policy_moved(IRQPolicy *p, IRQVector *v, int cpu, int err,
     }
 }
 
+void irq_policy_returning(IRQPolicy *p, IRQVector *v)
+{
+    v->pending = true;
+}
+
+void irq_policy_returned(IRQPolicy *p, IRQVector *v, int64_t now_ns)
+{
+    v->pending = false;
+    v->target = -1;
+    group_due(p, v->vcpu, now_ns);
+}
+
+void irq_policy_not_returned(IRQPolicy *p, int err)
+{
+    p->stats.refusals[irq_policy_refusal(err)]++;
+}
+
 void irq_policy_retry(IRQPolicy *p, IrqAffinityRefusal reason, int64_t now_ns)
 {
     for (unsigned i = 0; i < p->vectors->len; i++) {
@@ -354,11 +380,15 @@ typedef struct Verdict {
     int64_t retry_ns;   /* the first that was refused may be tried again */
 } Verdict;
 
+static bool at_rest(const IRQVector *v, const IRQGroup *g, int64_t now_ns)
+{
+    return now_ns - MAX(v->rose_ns, g->noticed_ns) >= IRQ_POLICY_REST_NS;
+}
+
 static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
                   Verdict *verdict, int64_t now_ns)
 {
     int place = v->target >= 0 ? v->target : v->at;
-    bool quiet = irq_policy_quiet(p, v, now_ns);
 
     v->wanted = false;
     if (v->stood_down || v->pending ||
@@ -370,10 +400,16 @@ static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
         return;
     }
     verdict->waiting = true;
-    if (place < 0 || quiet) {
+    if (place < 0) {
         return;
     }
-    verdict->busy = true;
+    if (irq_policy_quiet(p, v, now_ns)) {
+        if (!p->config.optimistic || !at_rest(v, g, now_ns)) {
+            return;
+        }
+    } else {
+        verdict->busy = true;
+    }
     verdict->wanted++;
     v->wanted = true;
     if (p->config.optimistic ||

@@ -139,7 +139,7 @@ static void refused(IRQAffinity *a, IRQFollowed *f, int cpu, int err)
     trace_irq_affinity_refused(object_id(a), f->client->path, number, cpu,
                                IrqAffinityRefusal_str(reason));
     qapi_event_send_irq_affinity_refused(object_id(a), f->client->path, number,
-                                         cpu, reason);
+                                         true, cpu, reason);
     tell_denied(a, err);
     if (reason == IRQ_AFFINITY_REFUSAL_GONE) {
         rescan_soon(a);
@@ -186,6 +186,72 @@ static const IRQWorld world = {
     .mask = world_mask,
     .move = world_move,
 };
+
+/*
+ * Giving back
+ */
+
+/* An interrupt stays where it was sent, though nobody follows it any more. */
+static void not_returned(IRQAffinity *a, const char *path, int number, int err)
+{
+    IrqAffinityRefusal reason = irq_policy_refusal(err);
+
+    irq_policy_not_returned(a->engine, err);
+    qapi_event_send_irq_affinity_refused(object_id(a), path, number, false, 0,
+                                         reason);
+    if (!a->told_return) {
+        a->told_return = true;
+        warn_report("irq-affinity '%s': IRQ %d of '%s' did not get back the "
+                    "affinity that it had: %s (%s); it is said once",
+                    object_id(a), number, path, strerror(err),
+                    IrqAffinityRefusal_str(reason));
+    }
+}
+
+static void told_return(IRQAffinity *a, const IRQRestore *what, int err)
+{
+    trace_irq_affinity_return(object_id(a), what->path, what->irq, err,
+                              what->other);
+    /* one that was freed meanwhile has nothing to get back */
+    if (err && irq_policy_refusal(err) != IRQ_AFFINITY_REFUSAL_GONE) {
+        not_returned(a, what->path, what->irq, err);
+    }
+}
+
+/* A move that is under way comes first; what it leads to is not known yet. */
+static bool is_ours(const IRQFollowed *f)
+{
+    return f->v.pending || (irq_host_was_moved(f->host) &&
+                            irq_host_mask(f->host) != IRQ_MASK_FOREIGN);
+}
+
+static void give_back(IRQFollowed *f)
+{
+    IRQAffinity *a = f->client->affinity;
+    IRQRestore what = {
+        .irq = irq_host_number(f->host), .device = f->client->host,
+        .path = f->client->path, .list = irq_host_original(f->host),
+    };
+    int ret;
+
+    if (!is_ours(f)) {
+        return;
+    }
+    if (a->client) {
+        /* its owner may be gone, and may be held to few processors */
+        ret = irq_client_restore(a->client, f, &what,
+                                 f->client->source->proof(f->client->opaque),
+                                 getpid());
+    } else {
+        ret = irq_host_restore(f->host);
+    }
+    if (ret == -EINPROGRESS) {
+        irq_policy_returning(a->engine, &f->v);
+    } else {
+        told_return(a, &what, -ret);
+        irq_policy_returned(a->engine, &f->v, now_ns());
+    }
+}
 
 /*
  * Time
@@ -452,8 +518,12 @@ static GArray *destinations(void)
     CPUState *cpu;
 
     CPU_FOREACH(cpu) {
-        IRQDestVCPU dest = *logical_of(cpu);
+        IRQDestVCPU dest;
 
+        if (!cpu->created) {
+            continue;           /* or not any more */
+        }
+        dest = *logical_of(cpu);
         dest.vcpu = cpu->cpu_index;
         dest.apic_id = cpu->cc->get_arch_id(cpu);
         g_array_append_val(list, dest);
@@ -474,7 +544,7 @@ static int owner_of(IRQFollowed *f, const GArray *list)
     owner = irq_dest_vcpu(addr, data, (IRQDestVCPU *)list->data, list->len);
     if (owner == IRQ_DEST_ASK) {
         ask_logical();
-        return IRQ_DEST_SEVERAL;
+        return owner;
     }
     if (!(addr & 4) || list->len < 2) {
         return owner;
@@ -558,10 +628,27 @@ static void scan_interrupt(IRQAffinityClient *c, int number)
     }
 }
 
+/*
+ * When its vCPU has gone, or there are several, nothing is there to follow: it
+ * is given back, once until it has an owner again.
+ */
+static void check_unowned(IRQFollowed *f)
+{
+    if (f->owner != IRQ_DEST_NONE && f->owner != IRQ_DEST_SEVERAL) {
+        f->unowned = false;
+    } else if (!f->unowned && f->host) {
+        f->unowned = true;
+        give_back(f);
+    }
+}
+
 static void scan_client(IRQAffinityClient *c, const GArray *list)
 {
     g_autoptr(GArray) numbers = irq_host_numbers(c->affinity->host, c->host);
 
+    if (c->source->begin) {
+        c->source->begin(c->opaque);
+    }
     for (unsigned i = 0; i < c->vectors->len; i++) {
         vector_get(c, i)->seen = false;
     }
@@ -579,6 +666,7 @@ static void scan_client(IRQAffinityClient *c, const GArray *list)
             irq_policy_set_owner(c->affinity->engine, &f->v,
                                  MAX(f->owner, -1), now_ns());
         }
+        check_unowned(f);
     }
 }
 
@@ -639,6 +727,9 @@ static void helper_moved(void *opaque, void *tag, int cpu, int err)
 
     if (!err) {
         irq_host_moved(f->host, cpu);
+    } else if (err == ENOTCONN) {
+        /* it may have been done all the same */
+        irq_host_maybe_moved(f->host, cpu);
     }
     told_move(a, f, cpu, err);
     irq_policy_moved(a->engine, &f->v, cpu, -err, now_ns());
@@ -660,29 +751,51 @@ static void helper_watched(void *opaque, void *tag, int fd)
     }
 }
 
+/*
+ * By now another object may have the device, and may have taken for its own
+ * affinity what it was about to lose.
+ */
+static void adopt(const IRQRestore *what)
+{
+    IRQAffinity *a;
+    IRQAffinityClient *c;
+
+    QTAILQ_FOREACH(a, &all, next) {
+        QTAILQ_FOREACH(c, &a->clients, next) {
+            for (unsigned i = 0; i < c->vectors->len; i++) {
+                IRQFollowed *f = vector_get(c, i);
+
+                if (f->host && irq_host_number(f->host) == what->irq &&
+                    !irq_host_was_moved(f->host)) {
+                    irq_host_returned(f->host);
+                }
+            }
+        }
+    }
+}
+
+static void helper_restored(void *opaque, void *tag, const IRQRestore *what,
+                            int err)
+{
+    IRQAffinity *a = opaque;
+    IRQFollowed *f = tag;
+
+    told_return(a, what, err);
+    if (f) {
+        irq_host_returned(f->host);
+        irq_policy_returned(a->engine, &f->v, now_ns());
+        run(a);
+    } else {
+        adopt(what);
+    }
+}
+
 static const IRQClientOps client_ops = {
     .connected = helper_connected,
     .moved = helper_moved,
     .watched = helper_watched,
+    .restored = helper_restored,
 };
-
-static void give_back(IRQFollowed *f)
-{
-    IRQAffinity *a = f->client->affinity;
-    IRQFollowedVCPU *vcpu = f->owner >= 0 ? vcpu_at(a, f->owner) : NULL;
-    /* the owner may be gone: any thread of ours shows the helper who we are */
-    CPUState *cpu = vcpu ? vcpu->cpu : first_cpu;
-
-    if (!a->client) {
-        irq_host_restore(f->host);
-    } else if (irq_host_was_moved(f->host) &&
-               irq_host_mask(f->host) != IRQ_MASK_FOREIGN) {
-        irq_client_restore(a->client, irq_host_number(f->host),
-                           f->client->host,
-                           f->client->source->proof(f->client->opaque),
-                           cpu->thread_id, irq_host_original(f->host));
-    }
-}
 
 /*
  * Devices
@@ -845,9 +958,16 @@ bool irq_affinity_start(IRQAffinity *a, Error **errp)
 
 void irq_affinity_stop(IRQAffinity *a)
 {
+    unsigned lost;
+
     QTAILQ_REMOVE(&all, a, next);
     g_ptr_array_free(a->vcpus, true);
-    irq_client_free(a->client);
+    lost = irq_client_free(a->client);
+    if (lost) {
+        warn_report("irq-affinity '%s': %u interrupts did not get back the "
+                    "affinity that they had: the helper is too slow",
+                    object_id(a), lost);
+    }
     timer_free(a->rescan);
     timer_free(a->timer);
     irq_policy_free(a->engine);

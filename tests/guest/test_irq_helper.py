@@ -1,15 +1,20 @@
-"""qemu-irq-affinity-helper: requests of a peer that closes at once.
+"""qemu-irq-affinity-helper: peers that close at once, or hold it up.
 
-The helper runs on a simulated host (--x-root); no privilege is needed.
+The helper runs on a simulated host (--x-root); no privilege is needed, but for
+the test with FUSE.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
+import contextlib
+import errno
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -18,9 +23,49 @@ from pathlib import Path
 from hotpath_paths import qemu_build
 
 DEVICE = '0000:01:00.0'
-HELLO, RESTORE = 1, 3
+HELLO, MOVE, RESTORE = 1, 2, 3
 IRQS = range(40, 56)
-PATIENCE_S = 10
+PATIENCE_S = 30
+PER_PROCESS, PER_USER = 16, 200
+
+# A FUSE file system of its own mount namespace, with one file.  It is opened,
+# and then no question about it is answered.
+FUSE_SERVER = r'''
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+
+def check(result, what):
+    if result:
+        print(what, os.strerror(ctypes.get_errno()), flush=True)
+        sys.exit(1)
+
+folder = sys.argv[1]
+try:
+    fd = os.open('/dev/fuse', os.O_RDWR)
+except OSError as err:
+    print(err, flush=True)
+    sys.exit(1)
+check(libc.unshare(0x20000), 'unshare:')
+check(libc.mount(b'none', b'/', None, 0x44000, None), 'mount /:')
+check(libc.mount(b'fuse', folder.encode(), b'fuse', 6, b'fd=%d,rootmode=40000,'
+                 b'user_id=0,group_id=0' % fd), 'mount of FUSE:')
+print('ready', flush=True)
+attr = struct.pack('=6Q10I', 2, 0, 0, 0, 0, 0, 0, 0, 0, 0o100600, 1, 0, 0, 0,
+                   4096, 0)
+answers = {
+    26: struct.pack('=4I2H2I2HI28x', 7, 31, 4096, 0, 1, 1, 4096, 1, 1, 0, 0),
+    1: struct.pack('=4Q2I', 2, 0, 0, 0, 0, 0) + attr,       # LOOKUP
+    14: struct.pack('=QII', 1, 0, 0),                       # OPEN
+}
+while True:
+    data = os.read(fd, 1 << 20)
+    length, op, unique = struct.unpack_from('=IIQ', data)
+    if op in answers:
+        body = answers[op]
+        os.write(fd, struct.pack('=IiQ', 16 + len(body), 0, unique) + body)
+    elif op != 2:
+        print('asked', op, flush=True)
+'''
 
 
 def request(op, number, cpus=''):
@@ -29,8 +74,9 @@ def request(op, number, cpus=''):
                        DEVICE.encode(), cpus.encode())
 
 
-class LastWords(unittest.TestCase):
-    """A device's interrupts are given back, and the connection is closed."""
+class HelperTest(unittest.TestCase):
+    """A helper on a simulated host."""
+    options = ()
 
     def setUp(self):
         self.root = Path(tempfile.mkdtemp(prefix='irq-helper-'))
@@ -50,11 +96,14 @@ class LastWords(unittest.TestCase):
             self.put(self.root / f'sys/kernel/irq/{irq}/actions',
                      f'vfio-msix[{irq - IRQS[0]}]({DEVICE})\n')
         self.path = str(self.root / 'socket')
-        helper = subprocess.Popen(
-            [str(qemu_build() / 'qemu-irq-affinity-helper'),
-             '--x-root', str(self.root), '--socket', self.path])
-        self.addCleanup(helper.wait)
-        self.addCleanup(helper.terminate)
+        self.log = self.root / 'log'
+        with open(self.log, 'w') as log:
+            self.helper = subprocess.Popen(
+                [str(qemu_build() / 'qemu-irq-affinity-helper'),
+                 *self.options, '--x-root', str(self.root),
+                 '--socket', self.path], stderr=log)
+        self.addCleanup(self.helper.wait)
+        self.addCleanup(self.helper.terminate)
 
     @staticmethod
     def put(path, text=''):
@@ -70,12 +119,37 @@ class LastWords(unittest.TestCase):
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 peer.connect(self.path)
+                peer.settimeout(PATIENCE_S)
                 return peer
             except OSError:
                 peer.close()
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def held(self):
+        """Keep the helper from accepting a connection."""
+        self.helper.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.helper.send_signal(signal.SIGCONT)
+
+    def ask(self, peer, *args, fds=()):
+        """Send a request; return the error of the reply, None: hung up."""
+        try:
+            socket.send_fds(peer, [request(*args)], fds)
+            reply = peer.recv(16)
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        return struct.unpack('=4I', reply)[2] if reply else None
+
+
+class LastWords(HelperTest):
+    """A device's interrupts are given back, and the connection is closed."""
+    # less than there are: the rest is served a second later
+    options = ('--max-moves-per-s=10',)
 
     def left(self):
         return [irq for irq in IRQS
@@ -91,6 +165,176 @@ class LastWords(unittest.TestCase):
         while self.left() and time.monotonic() < end:
             time.sleep(0.02)
         self.assertEqual(self.left(), [])
+
+
+class Stuck(HelperTest):
+    """Descriptors that keep whoever closes them waiting."""
+
+    def lingering(self):
+        """Return a socket that is not closed until its peer has read.
+
+        Whoever closes the last descriptor of it waits, an hour at most.
+        """
+        with socket.socket() as listener:
+            try:
+                listener.bind(('127.0.0.1', 0))
+                listener.listen()
+                near = socket.create_connection(listener.getsockname())
+            except OSError as err:
+                self.skipTest(f'no TCP at 127.0.0.1: {err}')
+            far, _ = listener.accept()
+        near.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            while True:
+                near.send(bytes(1 << 16))
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                        struct.pack('ii', 1, 3600))
+        self.addCleanup(far.close)
+        return near, far
+
+    @staticmethod
+    def drain(far):
+        while far.recv(1 << 20):
+            pass
+
+    def stick(self):
+        """Return a connection whose server waits, and what ends the wait."""
+        self.connect().close()              # the helper listens
+        near, far = self.lingering()
+        with self.held():
+            peer = self.connect()
+            peer.send(request(HELLO, 1))
+            socket.send_fds(peer, [request(MOVE, IRQS[0])], [near.fileno()])
+            near.close()                    # the helper has the last one
+        self.assertEqual(struct.unpack('=4I', peer.recv(16))[2], 0)
+        self.assertEqual(struct.unpack('=4I', peer.recv(16))[2], errno.EPERM)
+        return peer, far
+
+    def serve_another(self):
+        """Check that another peer is served all the same."""
+        with self.connect() as other, open('/dev/null', 'r+b') as proof:
+            self.assertEqual(self.ask(other, HELLO, 1), 0)
+            for irq in IRQS:
+                self.assertEqual(self.ask(other, RESTORE, irq, '0-2',
+                                          fds=[proof.fileno()]), 0)
+
+    def assert_silent(self, peer):
+        """What serves @peer still waits."""
+        peer.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            peer.recv(16)
+        peer.settimeout(PATIENCE_S)
+
+    def test_others_are_served(self):
+        peer, far = self.stick()
+        with peer:
+            peer.send(request(HELLO, 1))
+            self.serve_another()
+            self.assert_silent(peer)
+            self.drain(far)
+            self.assertEqual(struct.unpack('=4I', peer.recv(16))[2], 0)
+
+    def test_bound_of_a_process(self):
+        """A server counts until it has ended, not until its peer is gone."""
+        peer, far = self.stick()
+        peer.close()
+        with contextlib.ExitStack() as stack:
+            for _ in range(PER_PROCESS - 1):
+                one = stack.enter_context(self.connect())
+                self.assertEqual(self.ask(one, HELLO, 1), 0)
+            with self.connect() as more:
+                self.assertIsNone(self.ask(more, HELLO, 1))
+            pid = os.fork()
+            if not pid:                     # another process may
+                status = 1
+                with contextlib.suppress(BaseException):
+                    self.serve_another_process()
+                    status = 0
+                os._exit(status)
+            self.assertEqual(os.waitpid(pid, 0)[1], 0)
+            self.drain(far)
+            self.wait_served()
+
+    def serve_another_process(self):
+        with self.connect() as other:
+            if self.ask(other, HELLO, 1) != 0:
+                raise AssertionError('not served')
+
+    def wait_served(self):
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            with self.connect() as more:
+                if self.ask(more, HELLO, 1) == 0:
+                    return
+            self.assertLess(time.monotonic(), end, 'no room was made')
+            time.sleep(0.02)
+
+    def test_bound_of_a_user(self):
+        children = []
+        self.addCleanup(lambda: [os.waitpid(c, 0) for c in children])
+        gate, end = os.pipe()
+        self.addCleanup(os.close, end)
+        told, tell = os.pipe()
+        left = PER_USER
+        while left:
+            count = min(left, PER_PROCESS)
+            left -= count
+            child = os.fork()
+            if not child:
+                os.close(end)
+                with contextlib.suppress(BaseException):
+                    peers = [self.connect() for _ in range(count)]
+                    good = all(self.ask(p, HELLO, 1) == 0 for p in peers)
+                    os.write(tell, b'y' if good else b'n')
+                    os.read(gate, 1)        # until the test is over
+                os._exit(0)
+            children.append(child)
+        os.close(gate)
+        os.close(tell)
+        said = b''
+        while len(said) < len(children):
+            part = os.read(told, 64)
+            self.assertTrue(part, f'{said} of {len(children)}')
+            said += part
+        os.close(told)
+        if b'n' in said and 'fork' in self.log.read_text():
+            self.skipTest(f'no {PER_USER} processes: {self.log.read_text()}')
+        self.assertEqual(said, b'y' * len(children))
+        with self.connect() as more:
+            self.assertIsNone(self.ask(more, HELLO, 1))
+
+    @staticmethod
+    def close(fd):
+        with contextlib.suppress(ConnectionAbortedError):
+            os.close(fd)
+
+    def test_fuse(self):
+        """A real one: neither asked about its file nor at its closing."""
+        if os.geteuid():
+            self.skipTest('mounting FUSE needs root')
+        folder = self.root / 'mnt'
+        folder.mkdir()
+        server = subprocess.Popen(
+            [sys.executable, '-c', FUSE_SERVER, str(folder)],
+            stdout=subprocess.PIPE, text=True)
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)        # all that waits for it goes on
+        line = server.stdout.readline().strip()
+        if line != 'ready':
+            self.skipTest(f'no FUSE here: {line}')
+        file = os.open(f'/proc/{server.pid}/root{folder}/f', os.O_RDWR)
+        self.addCleanup(self.close, file)
+        self.addCleanup(server.kill)        # else this close waits as well
+        with self.connect() as peer:
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+            socket.send_fds(peer, [request(MOVE, IRQS[0])], [file])
+            self.assertRegex(server.stdout.readline(), '^asked')
+            self.serve_another()
+            self.assert_silent(peer)
+            # nor is the helper kept from ending
+            self.helper.terminate()
+            self.assertEqual(self.helper.wait(PATIENCE_S), 0)
 
 
 if __name__ == '__main__':

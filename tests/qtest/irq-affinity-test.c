@@ -645,6 +645,57 @@ static void test_idle(void)
     stop(&h);
 }
 
+static void plug_vcpu(Host *h)
+{
+    qtest_qmp_assert_success(h->qts, "{'execute': 'device_add', 'arguments': {"
+                             "'driver': 'qemu64-x86_64-cpu', 'id': 'cpu1', "
+                             "'socket-id': 1, 'core-id': 0, 'thread-id': 0}}");
+}
+
+/* The guest's part of it is ours: registers of the ICH9's ACPI. */
+static void unplug_vcpu(Host *h)
+{
+    qtest_outl(h->qts, 0xcd8, 0);       /* not the old way */
+    qtest_qmp_assert_success(h->qts, "{'execute': 'device_del', 'arguments': {"
+                             "'id': 'cpu1'}}");
+    qtest_outl(h->qts, 0xcd8, 1);       /* selector */
+    qtest_outb(h->qts, 0xcdc, 8);       /* eject */
+    qtest_qmp_eventwait(h->qts, "DEVICE_DELETED");
+}
+
+/* A vCPU that goes leaves its interrupts as they were before it was followed */
+static void test_vcpu_goes(void)
+{
+    Host h;
+    QDict *info;
+
+    host_new(&h);
+    host_add_irq(&h, 41, 0);
+    start(&h, ",sample-interval-ms=1,forward-window-ms=20",
+          " -smp 1,sockets=2,maxcpus=2");
+    plug_vcpu(&h);
+    run_vcpu_on(&h, 2);
+    route(&h, "0=0xfee01000:0x41");
+    qom_set(&h, "irq-affinity", "a");
+    for (int i = 0; i < 3; i++) {
+        wait_mask(&h, 41, 1, 2, "2");
+        unplug_vcpu(&h);
+        wait_state(&h, 0, "no-vcpu");
+        wait_mask(&h, 41, 1, 2, "0-3");
+        info = query(&h);
+        g_assert_true(qlist_empty(qdict_get_qlist(info, "vcpus")));
+        g_assert_cmpint(qdict_get_int(info, "foreign"), ==, 0);
+        qobject_unref(info);
+        plug_vcpu(&h);
+        /* by now the files of its thread are there */
+        run_vcpu_on(&h, 2);
+        qom_set(&h, "irq-affinity", "");
+        qom_set(&h, "irq-affinity", "a");
+    }
+    wait_mask(&h, 41, 1, 2, "2");
+    stop(&h);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -663,5 +714,6 @@ int main(int argc, char **argv)
     qtest_add_func("/irq-affinity/locality", test_locality);
     qtest_add_func("/irq-affinity/stats", test_stats);
     qtest_add_func("/irq-affinity/idle", test_idle);
+    qtest_add_func("/irq-affinity/vcpu-goes", test_vcpu_goes);
     return g_test_run();
 }

@@ -118,22 +118,40 @@ static IRQHelperRequest request(IRQHelperOp op, unsigned irq, unsigned cpu)
     return rq;
 }
 
-/* Returns: the error of the reply, -1: the connection ends. */
-static int ask_fd(Fixture *f, const IRQHelperRequest *rq, int fd)
+/* In place of an error: the connection ends; it is to be asked later */
+#define HUNG_UP (-1)
+#define LATER (-2)
+
+/* Returns: the error of the reply, or one of the above. */
+static int ask_value(Fixture *f, const IRQHelperRequest *rq, int fd,
+                     unsigned *value)
 {
     IRQHelperReply reply;
     int reply_fd = -1;
 
-    if (!irq_serve_request(f->s, &f->peer, rq, sizeof(*rq), fd, &reply,
-                           &reply_fd, f->now)) {
-        return -1;
+    switch (irq_serve_request(f->s, &f->peer, rq, sizeof(*rq), fd, &reply,
+                              &reply_fd, f->now)) {
+    case IRQ_SERVE_END:
+        return HUNG_UP;
+    case IRQ_SERVE_LATER:
+        return LATER;
+    case IRQ_SERVE_ANSWER:
+        break;
     }
+    *value = reply.value;
     g_assert_cmpuint(reply.op, ==, rq->op);
     g_assert_cmpuint(reply.id, ==, rq->id);
     if (reply_fd >= 0) {
         close(reply_fd);
     }
     return reply.error;
+}
+
+static int ask_fd(Fixture *f, const IRQHelperRequest *rq, int fd)
+{
+    unsigned value;
+
+    return ask_value(f, rq, fd, &value);
 }
 
 static int ask(Fixture *f, const IRQHelperRequest *rq)
@@ -290,39 +308,116 @@ static void test_thread(Fixture *f, gconstpointer data)
     assert_mask(f, 40, "0-7");
 }
 
-static void test_restore(Fixture *f, gconstpointer data)
+/*
+ * The thread may run on 1-3, the host's default is 0-3: whatever is asked for,
+ * it is given what is allowed of it, else of the default, else nothing.
+ */
+static void test_restore(Fixture *f, gconstpointer cpus)
 {
     static const struct {
-        const char *list, *result;
+        const char *list;
+        const char *result, *limited;   /* without and with the list 2-9 */
     } rows[] = {
-        { "1-3", "1-3" }, { "2", "2" }, { "1,3", "1,3" },
-        /* not allowed, or no list: the host's default */
-        { "0-3", "0,1,2,3" }, { "4", "0,1,2,3" }, { "", "0,1,2,3" },
-        { "1-3\n7", "0,1,2,3" }, { "1-", "0,1,2,3" }, { "-1", "0,1,2,3" },
-        { "3-1", "0,1,2,3" }, { "1-99999999", "0,1,2,3" },
-        { "1,1,1,1,1,1,1,1", "1,1,1,1,1,1,1,1" },
+        { "1-3", "1-3", "2-3" }, { "2", "2", "2" }, { "1,3", "1,3", "3" },
+        { "0-3", "1-3", "2-3" }, { "0-8191", "1-3", "2-3" },
+        { "1", "1", "2-3" }, { "1,1,1,1", "1", "2-3" },
+        { "0", "1-3", "2-3" }, { "4", "1-3", "2-3" }, { "", "1-3", "2-3" },
+        { "1-3\n7", "1-3", "2-3" }, { "1-", "1-3", "2-3" },
+        { "-1", "1-3", "2-3" }, { "3-1", "1-3", "2-3" },
+        { "1-99999999", "1-3", "2-3" },
     };
 
     for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        const char *result = cpus ? rows[i].limited : rows[i].result;
         IRQHelperRequest rq = request(IRQ_HELPER_RESTORE, 40, 0);
+        unsigned value;
 
         strcpy(rq.list, rows[i].list);
-        g_assert_cmpint(ask(f, &rq), ==, 0);
-        assert_mask(f, 40, rows[i].result);
+        f->now += SECOND;
+        g_assert_cmpint(ask_value(f, &rq, f->proof, &value), ==, 0);
+        assert_mask(f, 40, result);
+        /* whether it got what it asked for is told */
+        g_assert_cmpuint(value, ==, !g_str_equal(result, rows[i].list));
     }
 }
 
-/* Its own limit, for each device, however many connections ask */
+/* Neither the list nor the default has a processor that is allowed. */
+static void test_restore_nowhere(Fixture *f, gconstpointer data)
+{
+    static const char *const defaults[] = { "f0", "1,00000001", "", "x" };
+
+    for (int i = 0; i < ARRAY_SIZE(defaults); i++) {
+        IRQHelperRequest rq = request(IRQ_HELPER_RESTORE, 40, 0);
+
+        put(f, defaults[i], "/proc/irq/default_smp_affinity");
+        g_assert_cmpint(ask(f, &rq), ==, EPERM);
+        strcpy(rq.list, "0,4-7");
+        g_assert_cmpint(ask(f, &rq), ==, EPERM);
+        assert_mask(f, 40, "0-7");
+    }
+    /* many words: CPU 2 is in the last one */
+    put(f, "00000001,00000000,00000005\n", "/proc/irq/default_smp_affinity");
+    {
+        IRQHelperRequest rq = request(IRQ_HELPER_RESTORE, 40, 0);
+
+        g_assert_cmpint(ask(f, &rq), ==, 0);
+        assert_mask(f, 40, "2");
+    }
+}
+
+/* As many as moves, but by itself; what comes too fast is not refused. */
+static void test_restore_limit(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest move = request(IRQ_HELPER_MOVE, 40, 2);
+    IRQHelperRequest restore = request(IRQ_HELPER_RESTORE, 40, 0);
+
+    for (int i = 0; i < 5; i++) {
+        g_assert_cmpint(ask_fd(f, &move, f->proof), ==, 0);
+    }
+    g_assert_cmpint(ask_fd(f, &move, f->proof), ==, EAGAIN);
+    strcpy(restore.list, "1-3");
+    for (int i = 0; i < 5; i++) {
+        g_assert_cmpint(ask_fd(f, &restore, f->proof), ==, 0);
+        assert_mask(f, 40, "1-3");
+    }
+    put_irq(f, 40, "vfio-msix[0](" DEVICE ")\n");
+    g_assert_cmpint(ask_fd(f, &restore, f->proof), ==, LATER);
+    assert_mask(f, 40, "0-7");
+    /* without the right it is refused at once */
+    g_assert_cmpint(ask_fd(f, &restore, -1), ==, EPERM);
+    f->now += SECOND;
+    g_assert_cmpint(ask_fd(f, &restore, f->proof), ==, 0);
+    assert_mask(f, 40, "1-3");
+}
+
+/*
+ * Its own limit, for each device, however many connections ask: each is served
+ * by a process of its own.
+ */
 static void test_limit(Fixture *f, gconstpointer data)
 {
     IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
-    IRQPeer other = f->peer;
 
     for (int i = 0; i < 5; i++) {
-        g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, 0);
+        pid_t child = fork();
+        int status;
+
+        if (!child) {
+            _exit(ask_fd(f, &rq, f->proof) != 0);
+        }
+        g_assert_cmpint(waitpid(child, &status, 0), ==, child);
+        g_assert_cmpint(status, ==, 0);
     }
     g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, EAGAIN);
-    f->peer = other;
+    /* another device has its own */
+    put(f, "", "/sys/kernel/iommu_groups/7/devices/0000:01:00.1");
+    put_irq(f, 60, "vfio-msix[0](0000:01:00.1)\n");
+    {
+        IRQHelperRequest other = request(IRQ_HELPER_MOVE, 60, 2);
+
+        strcpy(other.device, "0000:01:00.1");
+        g_assert_cmpint(ask_fd(f, &other, f->proof), ==, 0);
+    }
     g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, EAGAIN);
     f->now += SECOND - 1;
     g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, EAGAIN);
@@ -358,30 +453,31 @@ static void test_protocol(Fixture *f, gconstpointer data)
     int reply_fd;
 
     for (size_t len = 0; len < sizeof(rq); len++) {
-        g_assert_false(irq_serve_request(f->s, &f->peer, &rq, len, f->proof,
-                                         &reply, &reply_fd, f->now));
+        g_assert_cmpint(irq_serve_request(f->s, &f->peer, &rq, len, f->proof,
+                                          &reply, &reply_fd, f->now), ==,
+                        IRQ_SERVE_END);
     }
     rq.op = 0;
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     rq.op = IRQ_HELPER_WATCH + 1;
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     rq = request(IRQ_HELPER_MOVE, 40, 2);
     rq.reserved = 1;
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     rq = request(IRQ_HELPER_MOVE, 40, 2);
     memset(rq.device, '0', sizeof(rq.device));
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     rq = request(IRQ_HELPER_RESTORE, 40, 2);
     memset(rq.list, '1', sizeof(rq.list));
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     /* HELLO comes first, and with the right version */
     f->peer.greeted = false;
     rq = request(IRQ_HELPER_MOVE, 40, 2);
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     rq = request(IRQ_HELPER_HELLO, IRQ_HELPER_VERSION + 1, 0);
     g_assert_cmpint(ask(f, &rq), ==, EPROTONOSUPPORT);
     rq = request(IRQ_HELPER_MOVE, 40, 2);
-    g_assert_cmpint(ask(f, &rq), ==, -1);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
     rq = request(IRQ_HELPER_HELLO, IRQ_HELPER_VERSION, 0);
     g_assert_cmpint(ask(f, &rq), ==, 0);
     rq = request(IRQ_HELPER_MOVE, 40, 2);
@@ -435,6 +531,12 @@ static void test_fuzz(Fixture *f, gconstpointer data)
             g_assert_true(proof && (rq.number == 40 || rq.number == 41));
             g_assert_true(rq.cpu >= 1 && rq.cpu <= 3);
         }
+        if (!err && rq.op == IRQ_HELPER_RESTORE) {
+            g_autofree char *mask = get_mask(f, rq.number);
+
+            g_assert_true(proof && (rq.number == 40 || rq.number == 41));
+            g_assert_cmpuint(strspn(mask, "123,-"), ==, strlen(mask));
+        }
         if (i % 64 == 0) {
             assert_mask(f, 50, "0-7");
             assert_mask(f, 51, "0-7");
@@ -457,6 +559,9 @@ int main(int argc, char **argv)
     ADD("cpus-list", test_cpus, "2-9");
     ADD("thread", test_thread, NULL);
     ADD("restore", test_restore, NULL);
+    ADD("restore-list", test_restore, "2-9");
+    ADD("restore-nowhere", test_restore_nowhere, NULL);
+    ADD("restore-limit", test_restore_limit, NULL);
     ADD("limit", test_limit, NULL);
     ADD("names", test_names, NULL);
     ADD("protocol", test_protocol, NULL);

@@ -262,7 +262,7 @@ static void test_rest(void)
     sim_end(&s);
 }
 
-/* A quiet vector stays, and is looked at ever less; then it wakes up. */
+/* A quiet vector stays until its vCPU has stayed for a second. */
 static void test_quiet(void)
 {
     Sim s;
@@ -276,20 +276,104 @@ static void test_quiet(void)
     sim_tell(&s, 0, 1);         /* shows that both counted before */
     sim_run(&s, 3 * SECOND);
     sim_tell(&s, 0, 2);
-    sim_run(&s, 3 * SECOND);
+    sim_run(&s, 900 * MS);
     g_assert_cmpint(s.vectors[0].cpu, ==, 2);
     g_assert_cmpint(s.vectors[1].cpu, ==, 1);
     g_assert_cmpint(s.vectors[2].cpu, ==, 1);
     g_assert_true(irq_policy_quiet(s.p, &s.vectors[2].v, s.now));
+    for (int i = 0; i < 10; i++) {      /* it does not stay */
+        sim_tell(&s, 0, 3 - (i & 1));
+        sim_run(&s, 900 * MS);
+    }
+    g_assert_cmpint(s.vectors[0].cpu, ==, 2);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 1);
+    g_assert_cmpint(s.vectors[2].cpu, ==, 1);
+    sim_run(&s, 4 * SECOND);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 2);
+    g_assert_cmpint(s.vectors[2].cpu, ==, 2);
+    /* all are in place: it is no more looked at any */
+    g_assert_cmpint(s.due, ==, IRQ_POLICY_NEVER);
     looks = s.looks;
     sim_run(&s, 10 * SECOND);
-    g_assert_cmpuint(s.looks - looks, <=, 11 * VECTORS);
-    g_assert_cmpuint(s.looks - looks, >=, 9 * VECTORS);
-    s.vectors[1].period_ns = MS;
-    s.vectors[1].next_ns = s.now;
-    sim_run(&s, 1100 * MS);
+    g_assert_cmpuint(s.looks, ==, looks);
+    g_assert_cmpuint(s.vectors[2].v.moves, ==, 2);
+    sim_end(&s);
+}
+
+/* What has never counted stays, and is looked at ever less; then it counts. */
+static void test_never_counted(void)
+{
+    Sim s;
+    unsigned looks;
+
+    sim_start(&s, &optimistic);
+    for (int i = 0; i < VECTORS; i++) {
+        s.vectors[i].posted = true;
+    }
+    sim_tell(&s, 0, 2);
+    sim_run(&s, 7 * SECOND);    /* at 0.1, 0.3, 0.7, 1.5, 3.1 and 6.3 s */
+    looks = s.looks;
+    sim_run(&s, 10 * SECOND);   /* and at 12.7 s */
+    g_assert_cmpuint(s.looks - looks, <=, VECTORS);
+    sim_run(&s, 200 * SECOND);
+    looks = s.looks;
+    sim_run(&s, 600 * SECOND);
+    g_assert_cmpuint(s.looks - looks, ==, 10 * VECTORS);
+    g_assert_cmpuint(s.attempts, ==, 0);
+    s.vectors[1].posted = false;
+    sim_run(&s, 61 * SECOND);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 0);
     g_assert_cmpint(s.vectors[1].cpu, ==, 2);
-    g_assert_cmpuint(s.vectors[2].v.moves, ==, 1);
+    g_assert_cmpint(s.vectors[2].cpu, ==, 0);
+    sim_end(&s);
+}
+
+/* The pessimistic rule moves nothing that was not forwarded. */
+static void test_quiet_pessimistic(void)
+{
+    Sim s;
+    unsigned looks;
+
+    sim_start(&s, &pessimistic);
+    sim_run(&s, 200 * MS);
+    for (int i = 0; i < VECTORS; i++) {
+        s.vectors[i].period_ns = 0;
+    }
+    sim_run(&s, SECOND);
+    sim_tell(&s, 0, 2);
+    sim_run(&s, 7 * SECOND);
+    looks = s.looks;
+    sim_run(&s, 10 * SECOND);
+    g_assert_cmpuint(s.looks - looks, <=, VECTORS);
+    g_assert_cmpuint(s.attempts, ==, 0);
+    sim_end(&s);
+}
+
+/* Given back: as if it had not been moved, and not moved while that lasts. */
+static void test_returned(void)
+{
+    Sim s;
+
+    sim_start(&s, &optimistic);
+    sim_run(&s, 200 * MS);
+    sim_tell(&s, 0, 1);
+    irq_policy_set_owner(s.p, &s.vectors[1].v, -1, s.now);
+    irq_policy_returning(s.p, &s.vectors[1].v);
+    irq_policy_set_owner(s.p, &s.vectors[1].v, 0, s.now);
+    sim_run(&s, 200 * MS);
+    sim_tell(&s, 0, 2);
+    sim_run(&s, 200 * MS);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 2);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 1);
+    s.vectors[1].cpu = 0;
+    irq_policy_returned(s.p, &s.vectors[1].v, s.now);
+    g_assert_cmpint(s.vectors[1].v.target, ==, -1);
+    s.due = s.now;
+    sim_run(&s, 200 * MS);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 2);
+    irq_policy_not_returned(s.p, EPERM);
+    g_assert_cmpuint(irq_policy_stats(s.p)
+                     ->refusals[IRQ_AFFINITY_REFUSAL_DENIED], ==, 1);
     sim_end(&s);
 }
 
@@ -662,6 +746,9 @@ int main(int argc, char **argv)
     ADD("first-decision", test_first_decision);
     ADD("rest", test_rest);
     ADD("quiet", test_quiet);
+    ADD("never-counted", test_never_counted);
+    ADD("quiet-pessimistic", test_quiet_pessimistic);
+    ADD("returned", test_returned);
     ADD("pessimistic", test_pessimistic);
     ADD("threshold", test_threshold);
     ADD("asleep", test_asleep);

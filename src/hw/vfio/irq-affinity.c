@@ -12,6 +12,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/sysmacros.h>
 #include "qapi/error.h"
 #include "system/kvm.h"
 #include "hw/vfio/pci.h"
@@ -28,23 +29,57 @@ static unsigned vfio_vectors(void *opaque)
     return vdev->msi_vectors ? vdev->nr_vectors : 0;
 }
 
-static bool route_message(int gsi, uint64_t *addr, uint32_t *data)
+#ifdef CONFIG_KVM
+/* By GSI: one more than the index of its route */
+static GArray *route_index;     /* unsigned */
+
+static const struct kvm_irq_routing *kvm_routes(void)
+{
+    return kvm_enabled() ? kvm_state->irq_routes : NULL;
+}
+#endif
+
+static void vfio_begin(void *opaque)
 {
 #ifdef CONFIG_KVM
-    const struct kvm_irq_routing *routes = kvm_enabled()
-                                           ? kvm_state->irq_routes : NULL;
+    const struct kvm_irq_routing *routes = kvm_routes();
 
+    if (!route_index) {
+        route_index = g_array_new(false, true, sizeof(unsigned));
+    }
+    g_array_set_size(route_index, 0);
     for (unsigned i = 0; routes && i < routes->nr; i++) {
         const struct kvm_irq_routing_entry *e = &routes->entries[i];
 
-        if (e->gsi == gsi && e->type == KVM_IRQ_ROUTING_MSI) {
-            *addr = (uint64_t)e->u.msi.address_hi << 32 | e->u.msi.address_lo;
-            *data = e->u.msi.data;
-            return true;
+        if (e->type != KVM_IRQ_ROUTING_MSI) {
+            continue;
         }
+        if (e->gsi >= route_index->len) {
+            g_array_set_size(route_index, e->gsi + 1);
+        }
+        g_array_index(route_index, unsigned, e->gsi) = i + 1;
     }
 #endif
+}
+
+static bool route_message(unsigned gsi, uint64_t *addr, uint32_t *data)
+{
+#ifdef CONFIG_KVM
+    const struct kvm_irq_routing *routes = kvm_routes();
+    unsigned index = gsi < route_index->len
+                     ? g_array_index(route_index, unsigned, gsi) : 0;
+    const struct kvm_irq_routing_entry *e;
+
+    if (!routes || !index) {
+        return false;
+    }
+    e = &routes->entries[index - 1];
+    *addr = (uint64_t)e->u.msi.address_hi << 32 | e->u.msi.address_lo;
+    *data = e->u.msi.data;
+    return true;
+#else
     return false;
+#endif
 }
 
 static bool vfio_message(void *opaque, unsigned vector, uint64_t *addr,
@@ -67,10 +102,36 @@ static int vfio_proof(void *opaque)
 }
 
 static const IRQAffinitySource vfio_source = {
+    .begin = vfio_begin,
     .vectors = vfio_vectors,
     .message = vfio_message,
     .proof = vfio_proof,
 };
+
+/* Returns: (transfer full): its name in /sys/bus/pci/devices; NULL: @errp */
+static char *host_address(const VFIODevice *vbasedev, Error **errp)
+{
+    g_autofree char *path = NULL;
+    struct stat st;
+
+    if (vbasedev->sysfsdev) {
+        path = realpath(vbasedev->sysfsdev, NULL);
+    } else if (!fstat(vbasedev->fd, &st)) {
+        /* somebody else opened /dev/vfio/devices/vfioN */
+        g_autofree char *device = g_strdup_printf("/sys/dev/char/%u:%u/device",
+                                                  major(st.st_rdev),
+                                                  minor(st.st_rdev));
+
+        path = realpath(device, NULL);
+    }
+    if (!path) {
+        error_setg_errno(errp, errno, "Property 'irq-affinity' cannot be used: "
+                         "the host's address of '%s' cannot be told",
+                         vbasedev->name);
+        return NULL;
+    }
+    return g_path_get_basename(path);
+}
 
 static bool vfio_use(VFIOPCIDevice *vdev, IRQAffinity *affinity, Error **errp)
 {
@@ -83,8 +144,10 @@ static bool vfio_use(VFIOPCIDevice *vdev, IRQAffinity *affinity, Error **errp)
         return false;
     }
     if (affinity) {
-        host = g_path_get_basename(vdev->vbasedev.sysfsdev ?:
-                                   vdev->vbasedev.name);
+        host = host_address(&vdev->vbasedev, errp);
+        if (!host) {
+            return false;
+        }
         client = irq_affinity_attach(affinity, &vfio_source, vdev,
                                      DEVICE(vdev), host, errp);
         if (!client) {

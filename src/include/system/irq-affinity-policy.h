@@ -30,8 +30,11 @@
 #define IRQ_POLICY_BACKOFF_MIN_NS (100 * 1000 * 1000LL)
 #define IRQ_POLICY_BACKOFF_MAX_NS (60 * 1000 * 1000 * 1000LL)
 
-/* Longest pause between two looks at an interrupt that is not where it ought */
-#define IRQ_POLICY_LOOK_MAX_NS (1000 * 1000 * 1000LL)
+/* Longest pause between two looks at an interrupt that is not in place */
+#define IRQ_POLICY_LOOK_MAX_NS (60 * 1000 * 1000 * 1000LL)
+
+/* A vCPU that was not seen to move for so long stays where it is */
+#define IRQ_POLICY_REST_NS (1000 * 1000 * 1000LL)
 
 /* Most moves per second that a budget can allow */
 #define IRQ_POLICY_MOVES_MAX 10000
@@ -74,7 +77,7 @@ typedef enum IRQMask {
  * @vcpu: index of the only vCPU that gets it, -1: none or several
  * @at: processor that took most of it when last looked, -1: not known
  * @target: processor to which it was moved last, -1: it was not
- * @pending: a move is under way
+ * @pending: a move is under way, or a return
  * @stood_down: somebody else changed its mask, it is left alone
  * @wanted: used during a decision
  * @counted: @counts holds an earlier reading
@@ -141,7 +144,7 @@ typedef struct IRQWorld {
  * @over_budget: decisions put off because of the budget
  * @foreign: vectors left alone because somebody else changed their mask
  * @resets: masks that the host had reset
- * @refusals: by reason
+ * @refusals: by reason, of moves and returns
  */
 typedef struct IRQPolicyStats {
     uint64_t notices;
@@ -232,6 +235,28 @@ int64_t irq_policy_run(IRQPolicy *p, int64_t now_ns);
  */
 void irq_policy_moved(IRQPolicy *p, IRQVector *v, int cpu, int err,
                       int64_t now_ns);
+
+/**
+ * irq_policy_returning: a vector is given back, it may take a while
+ * @p: the policy
+ * @v: the vector; not moved until irq_policy_returned()
+ */
+void irq_policy_returning(IRQPolicy *p, IRQVector *v);
+
+/**
+ * irq_policy_returned: end of that
+ * @p: the policy
+ * @v: the vector
+ * @now_ns: the time
+ */
+void irq_policy_returned(IRQPolicy *p, IRQVector *v, int64_t now_ns);
+
+/**
+ * irq_policy_not_returned: count that an interrupt could not be given back
+ * @p: the policy
+ * @err: positive errno
+ */
+void irq_policy_not_returned(IRQPolicy *p, int err);
 
 /**
  * irq_policy_retry: a reason for refusals has gone

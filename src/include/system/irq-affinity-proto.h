@@ -25,9 +25,9 @@
  * @IRQ_HELPER_MOVE: send interrupt @number of @device to processor @cpu, on
  *                   which the thread @tid of the sender may run.  With a
  *                   descriptor of @device's VFIO group or of the device.
- * @IRQ_HELPER_RESTORE: give interrupt @number of @device the affinity @list,
- *                      if that is allowed, else the host's default.  With
- *                      @tid and a descriptor as before.
+ * @IRQ_HELPER_RESTORE: give interrupt @number of @device what is allowed of
+ *                      @list, else of the host's default.  With @tid and a
+ *                      descriptor as before.
  * @IRQ_HELPER_WATCH: open the event that tells of moves of the thread @tid of
  *                    the sender; its descriptor comes with the reply
  */
@@ -67,7 +67,8 @@ QEMU_BUILD_BUG_ON(sizeof(IRQHelperRequest) != 256);
  * @op: of the request
  * @id: of the request
  * @error: 0 or an errno
- * @value: version of the helper, to HELLO; else 0
+ * @value: version of the helper, to HELLO; 1 to RESTORE if it was another
+ *         list; else 0
  */
 typedef struct IRQHelperReply {
     uint32_t op;

@@ -26,6 +26,8 @@ OBJECT_DECLARE_SIMPLE_TYPE(IRQAffinity, IRQ_AFFINITY)
 
 /**
  * struct IRQAffinitySource: where interrupts of a device come from
+ * @begin: called before each round of @message, during which no route changes;
+ *         or NULL
  * @vectors: number of MSI or MSI-X vectors that it may have
  * @message: the message with which a vector reaches the guest, as of a KVM
  *           route; false: the guest has not set it up, or it goes another way
@@ -33,6 +35,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(IRQAffinity, IRQ_AFFINITY)
  *         a helper that the device is ours; -1: none
  */
 typedef struct IRQAffinitySource {
+    void (*begin)(void *opaque);
     unsigned (*vectors)(void *opaque);
     bool (*message)(void *opaque, unsigned vector, uint64_t *addr,
                     uint32_t *data);

@@ -5,15 +5,21 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * One thread, one poll() loop.  Every round takes at most one message of each
- * connection, so none can keep the others waiting.  A peer that sends what is
- * no message, or does not read its replies, is disconnected.
+ * A process of its own serves each connection.  The peer sends descriptors, and
+ * whatever is done with one, closing it included, may wait for as long as the
+ * peer likes: for a FUSE server, a socket that lingers, a terminal.  That has
+ * to hold up nobody else.  Processes and not threads, since a wait for a FUSE
+ * server cannot be killed, and would keep the helper from being restarted.
+ *
+ * The first process accepts connections, no more; it never has a descriptor of
+ * a peer.  A peer that sends what is no message is disconnected.
  */
 
 #include "qemu/osdep.h"
 #include <getopt.h>
 #include <glib-unix.h>
 #include <poll.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include "qemu/cutils.h"
@@ -21,9 +27,12 @@
 #include "qemu-version.h"
 #include "serve.h"
 
-/* each has two descriptors, of the 1,024 that a process gets */
+/* a connection counts until its process has ended, however long that takes */
 #define CONNECTIONS_MAX 400
+#define CONNECTIONS_PER_USER_MAX 200
 #define CONNECTIONS_PER_PROCESS_MAX 16
+/* between two attempts to serve what comes too fast */
+#define LATER_US (20 * 1000)
 #define DEFAULT_MOVES_PER_S 500
 #define MOVES_PER_S_MAX 1000000
 
@@ -31,10 +40,11 @@
 #define SO_PEERPIDFD 77
 #endif
 
-typedef struct Connection {
-    int fd;
-    IRQPeer peer;
-} Connection;
+/* The process that serves a connection, and whose it is */
+typedef struct Server {
+    pid_t pid;
+    struct ucred peer;
+} Server;
 
 typedef struct Options {
     const char *socket;
@@ -45,9 +55,14 @@ typedef struct Options {
 
 static volatile sig_atomic_t stop;
 
-static void on_signal(int number)
+static void on_stop(int number)
 {
     stop = 1;
+}
+
+/* Only ends ppoll(). */
+static void on_child(int number)
+{
 }
 
 static int64_t monotonic_ns(void)
@@ -70,19 +85,8 @@ static void G_GNUC_PRINTF(1, 2) say(const char *fmt, ...)
 }
 
 /*
- * Connections
+ * One connection, in its own process
  */
-
-static void connection_free(void *opaque)
-{
-    Connection *c = opaque;
-
-    close(c->fd);
-    if (c->peer.pidfd >= 0) {
-        close(c->peer.pidfd);
-    }
-    g_free(c);
-}
 
 static int peer_pidfd(int fd, pid_t pid)
 {
@@ -97,41 +101,6 @@ static int peer_pidfd(int fd, pid_t pid)
     pidfd = syscall(SYS_pidfd_open, pid, 0);
 #endif
     return pidfd;
-}
-
-static bool too_many(const GPtrArray *connections, pid_t pid)
-{
-    unsigned same = 0;
-
-    for (unsigned i = 0; i < connections->len; i++) {
-        Connection *c = g_ptr_array_index(connections, i);
-
-        same += c->peer.pid == pid;
-    }
-    return connections->len >= CONNECTIONS_MAX ||
-           same >= CONNECTIONS_PER_PROCESS_MAX;
-}
-
-static void accept_one(int listener, GPtrArray *connections)
-{
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    struct ucred cred;
-    socklen_t len = sizeof(cred);
-    Connection *c;
-
-    if (fd < 0) {
-        return;
-    }
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) ||
-        too_many(connections, cred.pid)) {
-        close(fd);
-        return;
-    }
-    c = g_new0(Connection, 1);
-    c->fd = fd;
-    c->peer.pid = cred.pid;
-    c->peer.pidfd = peer_pidfd(fd, cred.pid);
-    g_ptr_array_add(connections, c);
 }
 
 /* Returns: one descriptor, -1 for none, -2 if there was more than one. */
@@ -183,7 +152,21 @@ static bool send_reply(int to, const IRQHelperReply *reply, int fd)
         cmsg->cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
     }
-    return sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(*reply);
+    /* a peer that is slow to read waits for itself only */
+    return sendmsg(to, &msg, MSG_NOSIGNAL) == sizeof(*reply);
+}
+
+static IRQServeResult serve_message(IRQServe *s, IRQPeer *peer,
+                                    const void *data, size_t len, int fd,
+                                    IRQHelperReply *reply, int *reply_fd)
+{
+    IRQServeResult result;
+
+    while ((result = irq_serve_request(s, peer, data, len, fd, reply, reply_fd,
+                                       monotonic_ns())) == IRQ_SERVE_LATER) {
+        g_usleep(LATER_US);
+    }
+    return result;
 }
 
 /*
@@ -192,7 +175,7 @@ static bool send_reply(int to, const IRQHelperReply *reply, int fd)
  *
  * Returns: false: end the connection.
  */
-static bool serve_one(IRQServe *s, Connection *c)
+static bool serve_one(IRQServe *s, int from, IRQPeer *peer)
 {
     char data[sizeof(IRQHelperRequest) + 1];
     struct iovec iov = { data, sizeof(data) };
@@ -205,19 +188,19 @@ static bool serve_one(IRQServe *s, Connection *c)
         .msg_control = &control, .msg_controllen = sizeof(control),
     };
     IRQHelperReply reply;
-    ssize_t len = recvmsg(c->fd, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    ssize_t len = recvmsg(from, &msg, MSG_CMSG_CLOEXEC);
     int fd, reply_fd = -1;
     bool ok;
 
     if (len < 0) {
         /* reset is told once, before what the peer sent: read that too */
-        return errno == EAGAIN || errno == EINTR || errno == ECONNRESET;
+        return errno == EINTR || errno == ECONNRESET;
     }
     fd = take_fd(&msg);
     ok = fd != -2 && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) &&
-         irq_serve_request(s, &c->peer, data, len, fd, &reply, &reply_fd,
-                           monotonic_ns()) &&
-         (send_reply(c->fd, &reply, reply_fd) ||
+         serve_message(s, peer, data, len, fd, &reply,
+                       &reply_fd) == IRQ_SERVE_ANSWER &&
+         (send_reply(from, &reply, reply_fd) ||
           errno == EPIPE || errno == ECONNRESET);
     if (fd >= 0) {
         close(fd);
@@ -228,34 +211,98 @@ static bool serve_one(IRQServe *s, Connection *c)
     return ok;
 }
 
+/* @parent: dies with it; @mask: the signals that are blocked */
+static void G_NORETURN serve_peer(IRQServe *s, int fd, pid_t pid,
+                                  pid_t parent, const sigset_t *mask)
+{
+    IRQPeer peer = { .pid = pid, .pidfd = peer_pidfd(fd, pid) };
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGCHLD, SIG_DFL);
+    sigprocmask(SIG_SETMASK, mask, NULL);
+    while (getppid() == parent && serve_one(s, fd, &peer)) {
+        /* the next one */
+    }
+    _exit(0);
+}
+
+/*
+ * All connections
+ */
+
+static bool too_many(const GArray *servers, const struct ucred *peer)
+{
+    unsigned same_user = 0, same_process = 0;
+
+    for (unsigned i = 0; i < servers->len; i++) {
+        const Server *server = &g_array_index(servers, Server, i);
+
+        same_user += server->peer.uid == peer->uid;
+        same_process += server->peer.pid == peer->pid;
+    }
+    return servers->len >= CONNECTIONS_MAX ||
+           same_user >= CONNECTIONS_PER_USER_MAX ||
+           same_process >= CONNECTIONS_PER_PROCESS_MAX;
+}
+
+static void accept_one(IRQServe *s, int listener, GArray *servers,
+                       const sigset_t *mask)
+{
+    static bool told;
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    Server server = { };
+    socklen_t len = sizeof(server.peer);
+    pid_t self = getpid();
+
+    if (fd < 0) {
+        return;
+    }
+    if (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server.peer, &len) &&
+        !too_many(servers, &server.peer)) {
+        server.pid = fork();
+        if (!server.pid) {
+            close(listener);
+            serve_peer(s, fd, server.peer.pid, self, mask);
+        }
+        if (server.pid > 0) {
+            g_array_append_val(servers, server);
+        } else if (!told) {
+            told = true;
+            say("cannot serve a connection: fork: %s", strerror(errno));
+        }
+    }
+    close(fd);
+}
+
+static void reap(GArray *servers)
+{
+    pid_t pid;
+
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+        for (unsigned i = 0; i < servers->len; i++) {
+            if (g_array_index(servers, Server, i).pid == pid) {
+                g_array_remove_index_fast(servers, i);
+                break;
+            }
+        }
+    }
+}
+
 /* @mask: signals that are let through while there is nothing to do */
 static void serve(IRQServe *s, int listener, const sigset_t *mask)
 {
-    g_autoptr(GPtrArray) connections =
-        g_ptr_array_new_with_free_func(connection_free);
+    g_autoptr(GArray) servers = g_array_new(false, false, sizeof(Server));
 
     while (!stop) {
-        g_autofree struct pollfd *fds = g_new0(struct pollfd,
-                                               connections->len + 1);
-        unsigned count = connections->len;
+        struct pollfd pollfd = { .fd = listener, .events = POLLIN };
+        bool ready = ppoll(&pollfd, 1, NULL, mask) > 0;
 
-        fds[0] = (struct pollfd) { .fd = listener, .events = POLLIN };
-        for (unsigned i = 0; i < count; i++) {
-            Connection *c = g_ptr_array_index(connections, i);
-
-            fds[i + 1] = (struct pollfd) { .fd = c->fd, .events = POLLIN };
-        }
-        if (ppoll(fds, count + 1, NULL, mask) < 0) {
-            continue;
-        }
-        for (unsigned i = count; i > 0; i--) {
-            if (fds[i].revents &&
-                !serve_one(s, g_ptr_array_index(connections, i - 1))) {
-                g_ptr_array_remove_index_fast(connections, i - 1);
-            }
-        }
-        if (fds[0].revents) {
-            accept_one(listener, connections);
+        /* before another is let in: they make room */
+        reap(servers);
+        if (ready) {
+            accept_one(s, listener, servers, mask);
         }
     }
 }
@@ -365,7 +412,8 @@ int main(int argc, char **argv)
         .root = "",
         .moves_per_s = DEFAULT_MOVES_PER_S,
     };
-    struct sigaction action = { .sa_handler = on_signal };
+    struct sigaction stopped = { .sa_handler = on_stop };
+    struct sigaction ended = { .sa_handler = on_child };
     sigset_t block, before;
     int status = parse(argc, argv, &o);
     bool activated;
@@ -384,9 +432,11 @@ int main(int argc, char **argv)
     sigemptyset(&block);
     sigaddset(&block, SIGTERM);
     sigaddset(&block, SIGINT);
+    sigaddset(&block, SIGCHLD);
     sigprocmask(SIG_BLOCK, &block, &before);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &stopped, NULL);
+    sigaction(SIGINT, &stopped, NULL);
+    sigaction(SIGCHLD, &ended, NULL);
     activated = check_socket_activation() == 1;
     listener = activated ? FIRST_SOCKET_ACTIVATION_FD : listen_at(o.socket);
     if (listener >= 0) {

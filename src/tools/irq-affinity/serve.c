@@ -8,8 +8,11 @@
 
 #include "qemu/osdep.h"
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "system/irq-affinity-names.h"
 #include "system/irq-affinity-perf.h"
@@ -17,21 +20,34 @@
 
 #define SECOND_NS (1000 * 1000 * 1000LL)
 
-/* Devices whose moves are counted; the counts are dropped when it is more */
-#define BUCKETS_MAX 4096
+/* Devices that are counted one by one */
+#define BUCKETS 4096
+/* More than any limit; the other bits are for the second */
+#define COUNT_BITS 20
+
+/* What is limited, each by itself: neither shall starve the other */
+typedef enum Limit {
+    LIMIT_MOVES,
+    LIMIT_RESTORES,
+    LIMIT__MAX,
+} Limit;
+
+/*
+ * What was done to a device in a second.  Shared by all processes.
+ * @device: hash of its name, 0: free
+ * @used: lowest bits of the second, then how often
+ */
+typedef struct Bucket {
+    uint32_t device;
+    uint32_t used[LIMIT__MAX];
+} Bucket;
 
 struct IRQServe {
     char *root;
-    bool *cpus;             /* IRQ_CPUS_MAX, NULL: all */
-    unsigned max_moves_per_s;
-    GHashTable *buckets;    /* Bucket, by device */
+    unsigned long *cpus;    /* IRQ_CPUS_MAX bits */
+    unsigned max_per_s;
+    Bucket *buckets;        /* BUCKETS */
 };
-
-/* Moves of a device in the second that began at @start_ns */
-typedef struct Bucket {
-    int64_t start_ns;
-    unsigned moves;
-} Bucket;
 
 static char *serve_path(const IRQServe *s, const char *fmt, ...)
     G_GNUC_PRINTF(2, 3);
@@ -47,32 +63,100 @@ static char *serve_path(const IRQServe *s, const char *fmt, ...)
     return g_strconcat(s->root, path, NULL);
 }
 
+/*
+ * Sets of processors
+ */
+
+/* Returns: (transfer full): a set; NULL if @text is no list. */
+static unsigned long *set_of(const char *text)
+{
+    g_autoptr(GArray) list = irq_text_cpus(text);
+    unsigned long *set;
+
+    if (!list) {
+        return NULL;
+    }
+    set = bitmap_new(IRQ_CPUS_MAX);
+    for (unsigned i = 0; i < list->len; i++) {
+        set_bit(g_array_index(list, int, i), set);
+    }
+    return set;
+}
+
+/* Returns: (transfer full): as the kernel writes it: "0-3,8" */
+static char *list_of(const unsigned long *set)
+{
+    GString *list = g_string_new("");
+    unsigned long first = find_first_bit(set, IRQ_CPUS_MAX);
+
+    while (first < IRQ_CPUS_MAX) {
+        unsigned long end = find_next_zero_bit(set, IRQ_CPUS_MAX, first);
+
+        g_string_append_printf(list, "%s%lu", list->len ? "," : "", first);
+        if (end > first + 1) {
+            g_string_append_printf(list, "-%lu", end - 1);
+        }
+        first = find_next_bit(set, IRQ_CPUS_MAX, end);
+    }
+    return g_string_free(list, false);
+}
+
+/* The mask of default_smp_affinity: words of 32 bits, the last one first */
+static unsigned long *default_set(const IRQServe *s)
+{
+    g_autofree char *path = serve_path(s, "/proc/irq/default_smp_affinity");
+    g_autofree char *text = irq_text_read(path);
+    g_auto(GStrv) words = text ? g_strsplit(text, ",", -1) : NULL;
+    unsigned count = words ? g_strv_length(words) : 0;
+    unsigned long *set = bitmap_new(IRQ_CPUS_MAX);
+
+    for (unsigned i = 0; i < MIN(count, IRQ_CPUS_MAX / 32); i++) {
+        unsigned word;
+
+        if (qemu_strtoui(words[count - 1 - i], NULL, 16, &word)) {
+            break;
+        }
+        for (unsigned bit = 0; bit < 32; bit++) {
+            if (word & 1u << bit) {
+                set_bit(i * 32 + bit, set);
+            }
+        }
+    }
+    return set;
+}
+
+/*
+ * Begin and end
+ */
+
 IRQServe *irq_serve_new(const char *root, const char *cpus,
                         unsigned max_moves_per_s)
 {
-    g_autoptr(GArray) list = cpus ? irq_text_cpus(cpus) : NULL;
+    g_autofree unsigned long *set = cpus ? set_of(cpus) : NULL;
     IRQServe *s;
 
-    if (cpus && (!list || !list->len)) {
+    if (cpus && (!set || bitmap_empty(set, IRQ_CPUS_MAX))) {
         return NULL;
+    }
+    if (!set) {
+        set = bitmap_new(IRQ_CPUS_MAX);
+        bitmap_fill(set, IRQ_CPUS_MAX);
     }
     s = g_new0(IRQServe, 1);
     s->root = g_strdup(root);
-    s->max_moves_per_s = max_moves_per_s;
-    s->buckets = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
-                                       g_free);
-    if (list) {
-        s->cpus = g_new0(bool, IRQ_CPUS_MAX);
-        for (unsigned i = 0; i < list->len; i++) {
-            s->cpus[g_array_index(list, int, i)] = true;
-        }
+    s->cpus = g_steal_pointer(&set);
+    s->max_per_s = max_moves_per_s;
+    s->buckets = mmap(NULL, BUCKETS * sizeof(Bucket), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (s->buckets == MAP_FAILED) {
+        abort();                /* as GLib does without memory */
     }
     return s;
 }
 
 void irq_serve_free(IRQServe *s)
 {
-    g_hash_table_destroy(s->buckets);
+    munmap(s->buckets, BUCKETS * sizeof(Bucket));
     g_free(s->cpus);
     g_free(s->root);
     g_free(s);
@@ -90,50 +174,32 @@ static bool peer_alive(const IRQPeer *peer)
 }
 
 /*
- * Where to: the processors on which a thread of the peer may run.  The kernel
- * keeps these within the thread's cpuset.
+ * Where to: the processors on which a thread of the peer may run, if the
+ * administrator allows them as well.  The kernel keeps the thread's within its
+ * cpuset.
+ *
+ * Returns: (transfer full): a set; NULL: that is no thread of the peer.
  */
-
-static GArray *thread_cpus(const IRQServe *s, const IRQPeer *peer, pid_t tid)
+static unsigned long *allowed_set(const IRQServe *s, const IRQPeer *peer,
+                                  pid_t tid)
 {
     g_autofree char *path = serve_path(s, "/proc/%d/task/%d/status",
                                        (int)peer->pid, (int)tid);
     g_autofree char *status = irq_text_read(path);
     const char *list = status ? strstr(status, "\nCpus_allowed_list:") : NULL;
     g_autofree char *line = NULL;
+    unsigned long *set;
 
     if (!list) {
         return NULL;
     }
     list = strchr(list, ':') + 1;
     line = g_strndup(list, strcspn(list, "\n"));
-    return irq_text_cpus(g_strstrip(line));
-}
-
-static bool cpu_allowed(const IRQServe *s, const GArray *allowed, int cpu)
-{
-    if (cpu < 0 || cpu >= IRQ_CPUS_MAX || (s->cpus && !s->cpus[cpu])) {
-        return false;
+    set = set_of(g_strstrip(line));
+    if (set) {
+        bitmap_and(set, set, s->cpus, IRQ_CPUS_MAX);
     }
-    for (unsigned i = 0; i < allowed->len; i++) {
-        if (g_array_index(allowed, int, i) == cpu) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool list_allowed(const IRQServe *s, const GArray *allowed,
-                         const char *text)
-{
-    g_autoptr(GArray) list = irq_text_cpus(text);
-
-    for (unsigned i = 0; list && i < list->len; i++) {
-        if (!cpu_allowed(s, allowed, g_array_index(list, int, i))) {
-            return false;
-        }
-    }
-    return list && list->len;
+    return set;
 }
 
 /*
@@ -199,23 +265,41 @@ static bool holds_device(const IRQServe *s, int fd, const char *device)
  * How often
  */
 
-static bool within_limit(IRQServe *s, const char *device, int64_t now_ns)
+/* When all are taken, devices share one: only those that are held get here. */
+static Bucket *bucket_of(const IRQServe *s, const char *device)
 {
-    Bucket *b = g_hash_table_lookup(s->buckets, device);
+    uint32_t hash = g_str_hash(device) ?: 1;
+    Bucket *b = NULL;
 
-    if (!b) {
-        if (g_hash_table_size(s->buckets) >= BUCKETS_MAX) {
-            g_hash_table_remove_all(s->buckets);
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        uint32_t found;
+
+        b = &s->buckets[(hash + i) % BUCKETS];
+        found = qatomic_cmpxchg(&b->device, 0, hash);
+        if (!found || found == hash) {
+            break;
         }
-        b = g_new0(Bucket, 1);
-        b->start_ns = now_ns;
-        g_hash_table_insert(s->buckets, g_strdup(device), b);
     }
-    if (now_ns - b->start_ns >= SECOND_NS) {
-        b->start_ns = now_ns;
-        b->moves = 0;
-    }
-    return b->moves++ < s->max_moves_per_s;
+    return b;
+}
+
+static bool within_limit(const IRQServe *s, const char *device, Limit limit,
+                         int64_t now_ns)
+{
+    uint32_t *used = &bucket_of(s, device)->used[limit];
+    uint32_t second = (uint32_t)(now_ns / SECOND_NS) << COUNT_BITS;
+    uint32_t before, count, found = qatomic_read(used);
+
+    do {
+        before = found;
+        count = (before ^ second) >> COUNT_BITS
+                ? 0 : extract32(before, 0, COUNT_BITS);
+        if (count >= s->max_per_s) {
+            return false;
+        }
+        found = qatomic_cmpxchg(used, before, second | (count + 1));
+    } while (found != before);
+    return true;
 }
 
 /*
@@ -252,35 +336,10 @@ static int write_affinity(const IRQServe *s, const IRQHelperRequest *rq,
     return ret;
 }
 
-/* The mask of default_smp_affinity as a list: words of 32 bits, last first */
-static char *default_list(const IRQServe *s)
-{
-    g_autofree char *path = serve_path(s, "/proc/irq/default_smp_affinity");
-    g_autofree char *text = irq_text_read(path);
-    g_auto(GStrv) words = text ? g_strsplit(text, ",", -1) : NULL;
-    unsigned count = words ? g_strv_length(words) : 0;
-    GString *list = g_string_new("");
-
-    for (unsigned i = 0; i < count; i++) {
-        unsigned word;
-
-        if (qemu_strtoui(words[count - 1 - i], NULL, 16, &word)) {
-            break;
-        }
-        for (unsigned bit = 0; bit < 32; bit++) {
-            if (word & 1u << bit) {
-                g_string_append_printf(list, "%s%u", list->len ? "," : "",
-                                       i * 32 + bit);
-            }
-        }
-    }
-    return g_string_free(list, false);
-}
-
 /* Returns: 0 and @allowed (transfer full), or a negative errno. */
-static int check_right(IRQServe *s, const IRQPeer *peer,
-                       const IRQHelperRequest *rq, int fd, int64_t now_ns,
-                       GArray **allowed)
+static int check_right(const IRQServe *s, const IRQPeer *peer,
+                       const IRQHelperRequest *rq, int fd,
+                       unsigned long **allowed)
 {
     if (rq->number > INT_MAX || !is_device_name(rq->device)) {
         return -EINVAL;
@@ -288,58 +347,79 @@ static int check_right(IRQServe *s, const IRQPeer *peer,
     if (!holds_device(s, fd, rq->device)) {
         return -EPERM;
     }
-    *allowed = thread_cpus(s, peer, rq->tid);
-    if (!*allowed || !peer_alive(peer)) {
-        return -ESRCH;
-    }
-    return within_limit(s, rq->device, now_ns) ? 0 : -EAGAIN;
+    *allowed = allowed_set(s, peer, rq->tid);
+    return *allowed && peer_alive(peer) ? 0 : -ESRCH;
 }
 
-static int serve_move(IRQServe *s, const IRQPeer *peer,
+static int serve_move(const IRQServe *s, const IRQPeer *peer,
                       const IRQHelperRequest *rq, int fd, int64_t now_ns)
 {
-    g_autoptr(GArray) allowed = NULL;
+    g_autofree unsigned long *allowed = NULL;
     g_autofree char *list = NULL;
-    int err = check_right(s, peer, rq, fd, now_ns, &allowed);
+    int err = check_right(s, peer, rq, fd, &allowed);
 
     if (err) {
         return err;
     }
+    if (!within_limit(s, rq->device, LIMIT_MOVES, now_ns)) {
+        return -EAGAIN;
+    }
     if (rq->cpu >= IRQ_CPUS_MAX) {
         return -ERANGE;
     }
-    if (!cpu_allowed(s, allowed, rq->cpu)) {
+    if (!test_bit(rq->cpu, allowed)) {
         return -EPERM;
     }
     list = g_strdup_printf("%u", rq->cpu);
     return write_affinity(s, rq, list);
 }
 
-static int serve_restore(IRQServe *s, const IRQPeer *peer,
-                         const IRQHelperRequest *rq, int fd, int64_t now_ns)
+/* What is allowed of the list, else of the default: nobody gets more here. */
+static char *list_to_restore(const IRQServe *s, const char *wanted,
+                             const unsigned long *allowed)
 {
-    g_autoptr(GArray) allowed = NULL;
-    g_autofree char *list = NULL;
-    int err = check_right(s, peer, rq, fd, now_ns, &allowed);
+    g_autofree unsigned long *set = set_of(wanted);
 
-    if (err) {
-        return err;
+    if (!set || !bitmap_and(set, set, allowed, IRQ_CPUS_MAX)) {
+        g_free(set);
+        set = default_set(s);
+        bitmap_and(set, set, allowed, IRQ_CPUS_MAX);
     }
-    list = list_allowed(s, allowed, rq->list) ? g_strdup(rq->list)
-                                              : default_list(s);
-    return *list ? write_affinity(s, rq, list) : -EIO;
+    return list_of(set);
+}
+
+/* Its value is 1 if the list is not the one that was asked for. */
+static IRQServeResult serve_restore(const IRQServe *s, const IRQPeer *peer,
+                                    const IRQHelperRequest *rq, int fd,
+                                    int64_t now_ns, IRQHelperReply *reply)
+{
+    g_autofree unsigned long *allowed = NULL;
+    g_autofree char *list = NULL;
+    int err = check_right(s, peer, rq, fd, &allowed);
+
+    if (!err && !within_limit(s, rq->device, LIMIT_RESTORES, now_ns)) {
+        return IRQ_SERVE_LATER;
+    }
+    if (!err) {
+        list = list_to_restore(s, rq->list, allowed);
+        err = *list ? write_affinity(s, rq, list) : -EPERM;
+    }
+    reply->error = -err;
+    reply->value = !err && !g_str_equal(list, rq->list);
+    return IRQ_SERVE_ANSWER;
 }
 
 static int serve_watch(const IRQServe *s, IRQPeer *peer,
                        const IRQHelperRequest *rq, int *reply_fd)
 {
-    g_autoptr(GArray) allowed = thread_cpus(s, peer, rq->tid);
+    g_autofree unsigned long *before = allowed_set(s, peer, rq->tid);
+    g_autofree unsigned long *after = NULL;
     int fd;
 
     if (peer->watches >= IRQ_SERVE_WATCHES_MAX) {
         return -ENOSPC;
     }
-    if (!allowed || (int)rq->tid <= 0) {
+    if (!before || (int)rq->tid <= 0) {
         return -ESRCH;
     }
     fd = irq_perf_open(rq->tid);
@@ -347,9 +427,8 @@ static int serve_watch(const IRQServe *s, IRQPeer *peer,
         return -errno;
     }
     /* the thread's number may have become another's: is it still the peer's? */
-    g_clear_pointer(&allowed, g_array_unref);
-    allowed = thread_cpus(s, peer, rq->tid);
-    if (!allowed || !peer_alive(peer)) {
+    after = allowed_set(s, peer, rq->tid);
+    if (!after || !peer_alive(peer)) {
         close(fd);
         return -ESRCH;
     }
@@ -358,42 +437,41 @@ static int serve_watch(const IRQServe *s, IRQPeer *peer,
     return 0;
 }
 
-bool irq_serve_request(IRQServe *s, IRQPeer *peer, const void *msg, size_t len,
-                       int fd, IRQHelperReply *reply, int *reply_fd,
-                       int64_t now_ns)
+IRQServeResult irq_serve_request(IRQServe *s, IRQPeer *peer, const void *msg,
+                                 size_t len, int fd, IRQHelperReply *reply,
+                                 int *reply_fd, int64_t now_ns)
 {
     IRQHelperRequest rq;
 
     *reply_fd = -1;
     if (len != sizeof(rq)) {
-        return false;
+        return IRQ_SERVE_END;
     }
     memcpy(&rq, msg, sizeof(rq));
     if (rq.reserved || !memchr(rq.device, 0, sizeof(rq.device)) ||
         !memchr(rq.list, 0, sizeof(rq.list))) {
-        return false;
+        return IRQ_SERVE_END;
     }
     *reply = (IRQHelperReply) { .op = rq.op, .id = rq.id };
     if (rq.op == IRQ_HELPER_HELLO) {
         peer->greeted = rq.number == IRQ_HELPER_VERSION;
         reply->value = IRQ_HELPER_VERSION;
         reply->error = peer->greeted ? 0 : EPROTONOSUPPORT;
-        return true;
+        return IRQ_SERVE_ANSWER;
     }
     if (!peer->greeted) {
-        return false;
+        return IRQ_SERVE_END;
     }
     switch (rq.op) {
     case IRQ_HELPER_MOVE:
         reply->error = -serve_move(s, peer, &rq, fd, now_ns);
-        return true;
+        return IRQ_SERVE_ANSWER;
     case IRQ_HELPER_RESTORE:
-        reply->error = -serve_restore(s, peer, &rq, fd, now_ns);
-        return true;
+        return serve_restore(s, peer, &rq, fd, now_ns, reply);
     case IRQ_HELPER_WATCH:
         reply->error = -serve_watch(s, peer, &rq, reply_fd);
-        return true;
+        return IRQ_SERVE_ANSWER;
     default:
-        return false;
+        return IRQ_SERVE_END;
     }
 }

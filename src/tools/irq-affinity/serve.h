@@ -8,6 +8,9 @@
  * The peer is not trusted.  It may move an interrupt if it holds the VFIO
  * group or device (it passes a descriptor of it), and only to a processor on
  * which one of its threads may run and which the administrator allows.
+ *
+ * After fork() all processes share one count of what was done to each device;
+ * nothing else is shared, and nothing locks.
  */
 
 #ifndef TOOLS_IRQ_AFFINITY_SERVE_H
@@ -38,7 +41,7 @@ typedef struct IRQPeer {
  * irq_serve_new: begin
  * @root: directory that stands for the root; "": the real one
  * @cpus: list of the processors to which interrupts may be sent, NULL: all
- * @max_moves_per_s: per device
+ * @max_moves_per_s: per device, and as many restorations
  *
  * Returns: to be freed with irq_serve_free(); NULL: @cpus is no list.
  */
@@ -51,6 +54,18 @@ IRQServe *irq_serve_new(const char *root, const char *cpus,
 void irq_serve_free(IRQServe *s);
 
 /**
+ * enum IRQServeResult: what became of a message
+ * @IRQ_SERVE_END: the peer does not keep to the protocol, end the connection
+ * @IRQ_SERVE_ANSWER: the reply is to be sent
+ * @IRQ_SERVE_LATER: too fast; to be asked again, after some time
+ */
+typedef enum IRQServeResult {
+    IRQ_SERVE_END,
+    IRQ_SERVE_ANSWER,
+    IRQ_SERVE_LATER,
+} IRQServeResult;
+
+/**
  * irq_serve_request: answer one message
  * @s: the state
  * @peer: who sent it
@@ -61,10 +76,10 @@ void irq_serve_free(IRQServe *s);
  * @reply_fd: descriptor to send along, -1: none; the caller's
  * @now_ns: monotonic time
  *
- * Returns: false: the peer does not keep to the protocol, end the connection.
+ * Whatever is done with @fd may take as long as its owner likes.
  */
-bool irq_serve_request(IRQServe *s, IRQPeer *peer, const void *msg, size_t len,
-                       int fd, IRQHelperReply *reply, int *reply_fd,
-                       int64_t now_ns);
+IRQServeResult irq_serve_request(IRQServe *s, IRQPeer *peer, const void *msg,
+                                 size_t len, int fd, IRQHelperReply *reply,
+                                 int *reply_fd, int64_t now_ns);
 
 #endif

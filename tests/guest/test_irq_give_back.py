@@ -1,0 +1,373 @@
+"""Interrupts get back the affinity that they had: QEMU and its helper.
+
+Both look at one simulated host (x-host-root, --x-root); /dev/null stands for
+the VFIO group.  No privilege is needed.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+from hotpath_paths import qemu_binary, qemu_build, use_qemu_python
+
+VECTORS = 64            # of a device
+PATIENCE_S = 30
+ORIGINAL = '0-2'
+CPU_SELECTOR, CPU_FLAGS, CPU_EJECT = 0xcd8, 0xcdc, 8     # of ICH9's ACPI
+# field 39 is the processor
+STAT = '1 (CPU) S ' + ' '.join(map(str, range(4, 39))) + ' {} 40 41\n'
+
+
+def address(device):
+    return f'0000:01:00.{device}'
+
+
+class GiveBack(unittest.TestCase):
+
+    def setUp(self):
+        self.root = Path(tempfile.mkdtemp(prefix='irq-back-'))
+        self.addCleanup(shutil.rmtree, self.root)
+        self.put('sys/devices/system/cpu/possible', '0-3\n')
+        self.put('sys/devices/system/cpu/online', '0-3\n')
+        self.put('proc/irq/default_smp_affinity', 'f\n')
+        group = self.root / 'sys/devices/virtual/vfio/7'
+        self.put('sys/devices/virtual/vfio/7/uevent')
+        (group / 'subsystem').symlink_to('../../../../class/vfio')
+        char = self.root / 'sys/dev/char/1:3'           # /dev/null
+        char.parent.mkdir(parents=True)
+        char.symlink_to('../../devices/virtual/vfio/7')
+        self.socket = str(self.root / 'socket')
+        self.helper = self.vm = None
+        self.runs = 0
+
+    def put(self, path, text=''):
+        """Write a file at once: it may be read meanwhile."""
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.pwrite(fd, text.encode(), 0)
+        os.ftruncate(fd, len(text))
+        os.close(fd)
+
+    def add_device(self, device, vectors):
+        """Its interrupts are taken on CPU 0; return their numbers."""
+        irqs = range(100 * (device + 1), 100 * (device + 1) + vectors)
+        self.put(f'sys/kernel/iommu_groups/7/devices/{address(device)}')
+        for vector, irq in enumerate(irqs):
+            self.put(f'proc/irq/{irq}/smp_affinity_list', ORIGINAL + '\n')
+            self.put(f'sys/kernel/irq/{irq}/per_cpu_count', '1,0,0,0\n')
+            self.put(f'sys/kernel/irq/{irq}/actions',
+                     f'vfio-msix[{vector}]({address(device)})\n')
+            self.put(f'sys/bus/pci/devices/{address(device)}/msi_irqs/{irq}')
+        return irqs
+
+    def mask(self, irq):
+        return (self.root / f'proc/irq/{irq}/smp_affinity_list'
+                ).read_text().strip()
+
+    def start_helper(self, *options):
+        self.helper = subprocess.Popen(
+            [str(qemu_build() / 'qemu-irq-affinity-helper'), *options,
+             '--x-root', str(self.root), '--socket', self.socket])
+        self.addCleanup(self.helper.wait)
+        self.addCleanup(self.helper.kill)
+        self.wait(lambda: os.path.exists(self.socket), 'a socket')
+
+    def kill_helper(self):
+        self.helper.kill()
+        self.helper.wait()
+        os.unlink(self.socket)
+
+    def start(self, devices, vectors, *args, more='', helper=True):
+        """Start QEMU; return {device: interrupts}."""
+        use_qemu_python()
+        from qemu.machine import QEMUQtestMachine
+        irqs = {d: self.add_device(d, vectors) for d in range(devices)}
+        vm = QEMUQtestMachine(str(qemu_binary()), name='qemu',
+                              base_temp_dir='/tmp', qmp_timer=60)
+        vm.add_args('-M', 'q35', '-nodefaults', '-display', 'none')
+        vm.add_args('-object', f'irq-affinity,id=a,x-host-root={self.root},'
+                    'max-moves-per-s=10000,min-interval-ms=0,'
+                    f'sample-interval-ms=1,forward-window-ms=100{more}'
+                    + (f',helper={self.socket}' if helper else ''))
+        for device in irqs:
+            vm.add_args('-device', f'irq-affinity-testdev,id=dev{device},'
+                        f'host={address(device)}')
+        vm.add_args(*args)
+        vm.launch()
+        self.vm = vm
+        self.addCleanup(self.end)
+        return irqs
+
+    def end(self):
+        if self.vm:
+            self.vm.shutdown(hard=True)
+
+    def log(self):
+        """End QEMU, return what it said."""
+        vm, self.vm = self.vm, None
+        vm.shutdown(hard=True)
+        return vm.get_log() or ''
+
+    def wait(self, check, what):
+        end = time.monotonic() + PATIENCE_S
+        while not check():
+            if time.monotonic() > end:
+                self.fail(f'no {what}: {str(self.vm and self.info())[:3000]}')
+            time.sleep(0.01)
+
+    def info(self):
+        info, = self.vm.cmd('query-irq-affinity')
+        return info
+
+    def set(self, device, name, value):
+        self.vm.cmd('qom-set', path=f'/machine/peripheral/dev{device}',
+                    property=name, value=value)
+
+    def route(self, irqs, dest):
+        for device, numbers in irqs.items():
+            for vector in range(len(numbers)):
+                self.set(device, 'route',
+                         f'{vector}={0xfee00000 | dest << 12:#x}:0x41')
+
+    def run_on(self, cpu):
+        """All vCPUs run on @cpu, and may, as QEMU's own thread, on 0-3."""
+        self.runs += 1
+        pid = self.vm.get_pid()
+        threads = [v['thread-id'] for v in self.vm.cmd('query-cpus-fast')]
+        for tid in threads:
+            self.put(f'proc/self/task/{tid}/stat', STAT.format(cpu))
+            self.put(f'proc/self/task/{tid}/schedstat',
+                     f'{100000 + self.runs} 0 0\n')
+        for tid in threads + [pid]:
+            self.put(f'proc/{pid}/task/{tid}/status',
+                     'Name:\tqemu\nCpus_allowed_list:\t0-3\n')
+
+    def follow(self, irqs, cpu):
+        """Interrupts occur until all have followed the vCPUs to @cpu."""
+        for device in irqs:
+            self.set(device, 'irq-affinity', 'a')
+        self.wait(lambda: self.info().get('helper', True), 'helper')
+        count = 1
+        end = time.monotonic() + PATIENCE_S
+        numbers = [n for ns in irqs.values() for n in ns]
+        while {self.mask(n) for n in numbers} != {str(cpu)}:
+            self.assertLess(time.monotonic(), end, str(self.info())[:3000])
+            count += 1
+            for number in numbers:
+                self.put(f'sys/kernel/irq/{number}/per_cpu_count',
+                         f'{count},0,0,0\n')
+            self.run_on(cpu)
+        # that they arrived is known to QEMU too
+        self.wait(lambda: all(v.get('sent-to') == cpu
+                              for v in self.info()['vectors']), 'answers')
+
+    def take_off(self, irqs):
+        for device in irqs:
+            self.set(device, 'irq-affinity', '')
+
+    def wait_masks(self, irqs, mask):
+        self.wait(lambda: {self.mask(n) for ns in irqs.values() for n in ns}
+                  == {mask}, f'mask {mask}')
+
+    @contextlib.contextmanager
+    def helper_stopped(self):
+        """The processes that serve stand still."""
+        pid = self.helper.pid
+        servers = [int(p) for p in Path(
+            f'/proc/{pid}/task/{pid}/children').read_text().split()]
+        self.assertTrue(servers)
+        for server in servers:
+            os.kill(server, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for server in servers:
+                os.kill(server, signal.SIGCONT)
+
+    def refused_events(self):
+        return [e['data'] for e in self.vm.get_qmp_events(wait=False)
+                if e['event'] == 'IRQ_AFFINITY_REFUSED']
+
+    # ------------------------------------------------------------ the tests
+
+    def test_more_than_fit(self):
+        """More interrupts than a socket takes requests; all are given back."""
+        self.start_helper('--max-moves-per-s=100000')
+        irqs = self.start(6, VECTORS)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        # moves that did not fit were refused, and tried again
+        before = self.info()['refusals']
+        with self.helper_stopped():
+            self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+        self.assertEqual(self.info()['refusals'], before)
+
+    def test_object_deleted(self):
+        """Nor does it matter that the object is deleted at once."""
+        self.start_helper('--max-moves-per-s=100000')
+        irqs = self.start(1, VECTORS)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        with self.helper_stopped():
+            self.take_off(irqs)
+            self.vm.cmd('object-del', id='a')
+        self.wait_masks(irqs, ORIGINAL)
+
+    def test_slow_helper(self):
+        """It gives back as many a second as it may move, refusing none."""
+        self.start_helper('--max-moves-per-s=40')
+        irqs = self.start(1, VECTORS)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        before = self.info()['refusals']
+        self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+        self.assertEqual(self.info()['refusals'], before)
+
+    def test_move_under_way(self):
+        """A move whose answer has not come is undone as well."""
+        self.start_helper('--max-moves-per-s=100000')
+        irqs = self.start(1, 1)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+        number, = irqs[0]
+        self.set(0, 'irq-affinity', 'a')
+        with self.helper_stopped():
+            count = 1000
+            end = time.monotonic() + PATIENCE_S
+            # the look that finds the first ones decides to move
+            while not any(v['interrupts'] for v in self.info()['vectors']):
+                self.assertLess(time.monotonic(), end, str(self.info())[:3000])
+                count += 1
+                self.put(f'sys/kernel/irq/{number}/per_cpu_count',
+                         f'{count},0,0,0\n')
+                self.run_on(3)
+                time.sleep(0.01)
+            self.assertEqual(self.mask(number), ORIGINAL)
+            self.take_off(irqs)
+        # moved, and back
+        self.wait_masks(irqs, ORIGINAL)
+
+    def test_refused(self):
+        """That it is refused is told: event, count, one line."""
+        self.put('proc/irq/default_smp_affinity', '7\n')
+        self.start_helper('--cpus=3')
+        irqs = self.start(1, 2)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        self.assertEqual(self.info()['refusals'], [])
+        self.take_off(irqs)
+        self.wait(lambda: self.info()['refusals'], 'refusal')
+        self.wait(lambda: self.info()['refusals'] ==
+                  [{'reason': 'denied', 'count': 2}], 'second refusal')
+        told = self.refused_events()
+        self.assertEqual(told[0], {
+            'id': 'a', 'device': '/machine/peripheral/dev0',
+            'irq': irqs[0][0], 'reason': 'denied'})
+        self.wait_masks(irqs, '3')
+        lines = [line for line in self.log().splitlines()
+                 if 'did not get back' in line]
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn(f"irq-affinity 'a': IRQ {irqs[0][0]} of "
+                      "'/machine/peripheral/dev0' did not get back the "
+                      'affinity that it had: ', lines[0])
+
+    def test_no_helper_any_more(self):
+        """Nobody is there to give it back: told."""
+        self.start_helper()
+        irqs = self.start(1, 1)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        self.kill_helper()
+        self.wait(lambda: not self.info()['helper'], 'end of the helper')
+        self.take_off(irqs)
+        self.assertEqual(self.info()['refusals'],
+                         [{'reason': 'no-helper', 'count': 1}])
+        self.wait_masks(irqs, '3')
+
+    def plug_vcpu(self):
+        self.vm.cmd('device_add', **{
+            'driver': 'qemu64-x86_64-cpu', 'id': 'cpu1', 'socket-id': 1,
+            'core-id': 0, 'thread-id': 0})
+
+    def unplug_vcpu(self):
+        """The part of the guest's ACPI is ours."""
+        self.vm.qtest(f'outl {CPU_SELECTOR:#x} 0')       # not the old way
+        self.vm.cmd('device_del', id='cpu1')
+        self.vm.qtest(f'outl {CPU_SELECTOR:#x} 1')
+        self.vm.qtest(f'outb {CPU_FLAGS:#x} {CPU_EJECT}')
+        self.vm.event_wait('DEVICE_DELETED', timeout=PATIENCE_S)
+        self.assertEqual(len(self.vm.cmd('query-cpus-fast')), 1)
+
+    def vcpu_goes(self, helper):
+        irqs = self.start(1, 2, '-smp', '1,sockets=2,maxcpus=2',
+                          helper=helper)
+        self.plug_vcpu()
+        self.run_on(3)
+        self.route(irqs, 1)
+        self.follow(irqs, 3)
+        self.assertEqual([v['cpu-index'] for v in self.info()['vcpus']], [1])
+        return irqs
+
+    def test_vcpu_goes(self):
+        """Interrupts whose vCPU has gone are given back, by QEMU itself."""
+        irqs = self.vcpu_goes(False)
+        self.unplug_vcpu()
+        self.wait_masks(irqs, ORIGINAL)
+        info = self.info()
+        self.assertEqual(info['vcpus'], [])
+        self.assertEqual({v['state'] for v in info['vectors']}, {'no-vcpu'})
+        # when it comes back, they follow again
+        self.plug_vcpu()
+        self.run_on(2)
+        self.follow(irqs, 2)
+        self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+
+    def test_vcpu_goes_helper(self):
+        """As before, by the helper."""
+        self.start_helper('--max-moves-per-s=100000')
+        irqs = self.vcpu_goes(True)
+        self.unplug_vcpu()
+        self.wait_masks(irqs, ORIGINAL)
+        self.plug_vcpu()
+        self.run_on(2)
+        self.follow(irqs, 2)
+        self.assertEqual(self.info()['foreign'], 0)
+
+    def test_owner_gone(self):
+        """Taken off when the owner is gone: another thread has to do."""
+        self.start_helper('--max-moves-per-s=100000')
+        irqs = self.vcpu_goes(True)
+        self.kill_helper()
+        self.wait(lambda: not self.info()['helper'], 'end of the helper')
+        self.unplug_vcpu()
+        self.wait(lambda: self.info()['refusals'] ==
+                  [{'reason': 'no-helper', 'count': 2}], 'refusals')
+        self.wait_masks(irqs, '3')
+        self.start_helper()
+        self.wait(lambda: self.info()['helper'], 'helper')
+        self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+
+
+if __name__ == '__main__':
+    unittest.main()
