@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """On-demand mapping beside other parts of QEMU: what works, what is refused."""
+import json
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
 
-from guest import is_base_build
+from bare_metal import run_bare
+from guest import hotpath_counters, is_base_build
 from hotpath_paths import qemu_binary, report_dir, use_qemu_python
 from ondemand_guest import MIB, make_file
 from ondemand_vm import WINDOW, WindowVm
@@ -105,6 +108,32 @@ class Beside(unittest.TestCase):
             self.assertEqual(vm.states()[0], 'mapped')
             self.assertEqual(vm.read_bytes(WINDOW, MIB),
                              self.path.read_bytes())
+
+    def test_virtio_mem(self):
+        """Both say that parts of their memory are not there."""
+        args = ('-object', 'memory-backend-ram,id=vmem,size=32M',
+                '-device', 'virtio-mem-pci,memdev=vmem,requested-size=16M')
+        with self.window_vm(args=args, memory='64M,maxmem=1G') as vm:
+            vm.set_bars(True)
+            self.touch(vm, 0)
+            vm.wait(lambda: vm.states()[0] == 'mapped', 'it is mapped')
+            self.assertEqual(vm.read_bytes(WINDOW, MIB),
+                             self.path.read_bytes())
+
+    def test_icount(self):
+        """Instructions are counted, and nothing is recorded."""
+        found = {}
+        results = run_bare(
+            'ondemand', name=self.name, accel='tcg,thread=single',
+            defines={'READS': 5000, 'HAMMER': 0, 'WRITES': 100},
+            devices=('ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,'
+                     f'file={self.path}',),
+            args=('-icount', 'shift=0,sleep=off', '-object',
+                  'ondemand-policy,id=pol,threshold=50'),
+            at_end=lambda g: found.update(hotpath_counters(g.vm, 'vm')))
+        self.assertEqual(results['sum'], 0x12345678 * 5000 & 0xffffffff)
+        self.assertEqual(results['ran'], 3000)
+        self.assertGreater(found['ondemand-map-maps'], 0)
 
     # Ways to migrate.  The source has a chunk that is mapped, granules that
     # are in RAM, changed and not, and others that are in the file only.
@@ -240,6 +269,36 @@ class Beside(unittest.TestCase):
                     'completed', 'it is loaded')
             to.cmd('cont')
             self.check_moved(to, resident)
+
+    def test_cpr_transfer(self):
+        """Another QEMU takes the VM over, with its memory as it is."""
+        main, cpr = self.tmp / 'main', self.tmp / 'cpr'
+        shared = ('-machine', 'pc,aux-ram-share=on,memory-backend=ram0',
+                  '-object', 'memory-backend-memfd,id=ram0,size=64M,share=on')
+        to = self.window_vm('-destination', args=(
+            *shared, '-incoming', f'unix:{main}', '-incoming', json.dumps({
+                'channel-type': 'cpr', 'addr': self.socket(cpr)})))
+        with self.window_vm('-source', args=shared) as source:
+            self.prepare(source)
+            source.cmd('migrate-set-parameters', mode='cpr-transfer')
+            # its monitor answers only when it has got the first channel
+            thread = threading.Thread(target=to.vm.launch)
+            thread.start()
+            source.wait(cpr.exists, 'the destination listens')
+            source.cmd('migrate', channels=[
+                {'channel-type': 'main', 'addr': self.socket(main)},
+                {'channel-type': 'cpr', 'addr': self.socket(cpr)}])
+            thread.join()
+            with to.launched():
+                self.wait_migrated(source)
+                resident = source.counters()['resident-bytes']
+                to.wait(lambda: to.cmd('query-status')['status'] == 'running',
+                        'it runs')
+                self.check_moved(to, resident)
+
+    @staticmethod
+    def socket(path):
+        return {'transport': 'socket', 'type': 'unix', 'path': str(path)}
 
 
 if __name__ == '__main__':
