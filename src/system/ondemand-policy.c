@@ -193,12 +193,16 @@ static void policy_complete(UserCreatable *uc, Error **errp)
                    (size_t)qemu_real_host_page_size());
         return;
     }
+    if (replay_mode != REPLAY_MODE_NONE) {
+        /* when a mapping is made depends on the host's clock */
+        error_setg(errp, "Record/replay is not supported with "
+                   TYPE_ONDEMAND_POLICY);
+        return;
+    }
     ratelimit_set_speed(&policy->limit, policy->max_commits_per_s,
                         NANOSECONDS_PER_SECOND / policy->max_commits_per_s);
     policy->tuner.threshold = ONDEMAND_TUNER_START;
     ondemand_map_policy_start(policy);
-    /* when a mapping is made depends on the host's clock */
-    replay_add_blocker(TYPE_ONDEMAND_POLICY);
 }
 
 static bool policy_can_be_deleted(UserCreatable *uc)

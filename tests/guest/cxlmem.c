@@ -6,11 +6,15 @@
  *   cxlmem DEVICE sum MIB             print the checksum of what is there
  *   cxlmem DEVICE threads N ROUNDS    N writers at once, and atomics
  *   cxlmem DEVICE bandwidth BYTES     8 bytes at a time: MB/s written, read
+ *   cxlmem DEVICE against OTHER ROUNDS
+ *                                     the same of both in turn, the best of
+ *                                     ROUNDS: MB/s written, read, and of OTHER
  *   cxlmem DEVICE run INSTRUCTIONS    code that lies there: ns per instruction
  *   cxlmem DEVICE zipf MIB READS      reads of pages, the first ones most
  *                                     often: how many different ones, checksum
  *   cxlmem DEVICE scatter MIB READS   the same with the pages shuffled
- *   cxlmem DEVICE touch MIB PIECES    the same word of each piece, 100 times
+ *   cxlmem DEVICE touch MIB PIECES    the same word of each piece, 100 times:
+ *                                     sum, seconds
  *
  * DEVICE may be a file (such as a BAR's resource0), or "ram" for anonymous
  * memory.
@@ -183,6 +187,48 @@ static void bandwidth(volatile uint64_t *mem, size_t bytes)
            (unsigned long long)sum);
 }
 
+/* What disturbs makes a pass slower, never faster. */
+static void pass(volatile uint64_t *mem, double best[2])
+{
+    double start = now_s(), middle, end;
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < 2 * MIB / 8; i++) {
+        mem[i] = i;
+    }
+    middle = now_s();
+    for (size_t i = 0; i < 2 * MIB / 8; i++) {
+        sum += mem[i];
+    }
+    end = now_s();
+    if (sum != (2 * MIB / 8) * (2 * MIB / 8 - 1) / 2) {
+        fprintf(stderr, "cxlmem: wrong contents\n");
+        exit(1);
+    }
+    if (middle - start < best[0]) {
+        best[0] = middle - start;
+    }
+    if (end - middle < best[1]) {
+        best[1] = end - middle;
+    }
+}
+
+static void against(void *mem, void *other, unsigned long rounds)
+{
+    double mine[2] = { 1e9, 1e9 }, others[2] = { 1e9, 1e9 };
+
+    while (rounds--) {
+        pass(mem, mine);
+        pass(other, others);
+    }
+    for (int i = 0; i < 2; i++) {
+        printf("%.3f ", 2 * MIB / mine[i] / 1e6);
+    }
+    for (int i = 0; i < 2; i++) {
+        printf("%.3f%s", 2 * MIB / others[i] / 1e6, i ? "\n" : " ");
+    }
+}
+
 /*
  * Page number k of N is read with a probability of 1/(k + 1); or the one that a
  * shuffle, always the same, has put in its place.
@@ -229,6 +275,7 @@ static void zipf(volatile uint8_t *mem, size_t pages, unsigned long reads,
 
 static void touch(volatile uint64_t *mem, size_t bytes, unsigned long pieces)
 {
+    double start = now_s();
     uint64_t sum = 0;
 
     for (unsigned long p = 0; p < pieces; p++) {
@@ -236,7 +283,7 @@ static void touch(volatile uint64_t *mem, size_t bytes, unsigned long pieces)
             sum += mem[bytes / pieces / 8 * p];
         }
     }
-    printf("%llu\n", (unsigned long long)sum);
+    printf("%llu %.6f\n", (unsigned long long)sum, now_s() - start);
 }
 
 static void run_code(uint8_t *mem, unsigned long instructions)
@@ -282,6 +329,9 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "bandwidth")) {
         mem = map_memory(argv[1], 2 * MIB, PROT_READ | PROT_WRITE);
         bandwidth((uint64_t *)mem, n);
+    } else if (!strcmp(what, "against") && m) {
+        mem = map_memory(argv[1], 2 * MIB, PROT_READ | PROT_WRITE);
+        against(mem, map_memory(argv[3], 2 * MIB, PROT_READ | PROT_WRITE), m);
     } else if (!strcmp(what, "zipf") || !strcmp(what, "scatter")) {
         mem = map_memory(argv[1], n * MIB, PROT_READ);
         zipf(mem, n * MIB / 4096, m, what[0] == 's');

@@ -90,6 +90,14 @@ class WindowVm:
         self.vm.launch()
         return self
 
+    @contextmanager
+    def launched(self):
+        """For one that somebody has launched already."""
+        try:
+            yield self
+        finally:
+            self.vm.shutdown(hard=True)
+
     def __exit__(self, *exc):
         if self.vm.is_running():
             self.vm.shutdown(hard=bool(exc[0]))

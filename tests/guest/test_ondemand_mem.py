@@ -206,6 +206,36 @@ class BareGuests(unittest.TestCase):
         self.need_kvm()
         self.check_race('kvm')
 
+    def check_eject(self, accel):
+        """The guest ejects the device while its other processor uses it."""
+        name = f'bare-eject-{accel}'
+        path = make_file(report_dir('guest', name), MIB)
+        self.addCleanup(path.unlink)
+        for number in range(4):
+            left = []
+
+            def at_end(guest, left=left):
+                event = guest.vm.event_wait('DEVICE_DELETED', timeout=20)
+                left += [event, guest.vm.cmd('query-ondemand-map')]
+            results = run_bare(
+                'eject', name=name, accel=accel, machine='pc', smp=2,
+                defines={'READS': 20 + 500 * number},
+                devices=('ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,'
+                         f'file={path}',),
+                args=('-object', 'ondemand-policy,id=pol,threshold=2,'
+                      'granule=4k,chunks=16,max-commits-per-s=1000'),
+                at_end=at_end)
+            self.assertIsNotNone(left[0], 'no event')
+            self.assertEqual(left[1], [])
+            self.assertEqual(results['after'], 0)   # nothing is there
+
+    def test_eject_tcg(self):
+        self.check_eject('tcg')
+
+    def test_eject_kvm(self):
+        self.need_kvm()
+        self.check_eject('kvm')
+
     def check_forced(self, accel):
         """Code is mapped long before the threshold."""
         _, counts = self.run_payload(accel, 'threshold=1000000000')

@@ -12,7 +12,6 @@
 #include "qemu/timer.h"
 #include "qom/object_interfaces.h"
 #include "system/ondemand-map.h"
-#include "system/replay.h"
 
 #define SECOND NANOSECONDS_PER_SECOND
 
@@ -21,10 +20,6 @@ void ondemand_map_policy_start(OndemandPolicy *policy)
 }
 
 void ondemand_map_policy_stop(OndemandPolicy *policy)
-{
-}
-
-void replay_add_blocker(const char *feature)
 {
 }
 

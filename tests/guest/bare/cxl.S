@@ -2,7 +2,7 @@
 /*
  * Runs code that lies in CXL memory.  Plays firmware and driver of a cxl-type3
  * device behind one root port: addresses, then one decoder of 256 MiB at
- * WINDOW, which is above 4 GiB and is seen at MEMORY by way of paging.  (Long
+ * WINDOW, which is above 4 GiB and is seen at 2 GiB by way of paging.  (Long
  * mode, with code of 32 bits: a software KVM has no other paging.)
  * READS reads give the window time, and a reason, to be mapped.
  */
@@ -10,7 +10,12 @@
     .set DEVICE_BUS, 53
     .set REGISTERS, 0xe0000000
     .set CACHE_MEM, REGISTERS + 0x1000
+    .ifndef MEMORY                  /* to compare: RAM */
     .set MEMORY, 0x80000000
+    .endif
+    .ifndef WRITES                  /* after the reads */
+    .set WRITES, 0
+    .endif
     .set TABLES, 0x10000            /* two pages of pointers, four directories */
 
     .include "entry.inc"
@@ -25,7 +30,7 @@
     out %eax, %dx
     .endm
 
-/* Map 4 GiB as they are, but 256 MiB at MEMORY to the window. */
+/* Map 4 GiB as they are, but 256 MiB at 2 GiB to the window. */
 paging:
     mov $(TABLES + 0x5000), %edi
     movl $(TABLES + 0x23), (%edi)
@@ -114,6 +119,12 @@ main:
     jnz 1b
     mov %ebp, %eax
     say "sum"
+    .if WRITES
+    mov $WRITES, %ecx
+1:  mov %ecx, MEMORY + 0x2000
+    dec %ecx
+    jnz 1b
+    .endif
 
 /* Copy the code there, and run it. */
     mov $code, %esi

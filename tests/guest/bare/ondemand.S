@@ -7,6 +7,9 @@
     .ifndef MEMORY                  /* to compare: RAM */
     .set MEMORY, 0xe0000000
     .endif
+    .ifndef WRITES                  /* after the reads */
+    .set WRITES, 0
+    .endif
 
     .include "entry.inc"
 
@@ -34,6 +37,12 @@ main:
     jnz 1b
 2:  mov %ebp, %eax
     say "sum"
+    .if WRITES
+    mov $WRITES, %ecx
+1:  mov %ecx, MEMORY + 0x2000
+    dec %ecx
+    jnz 1b
+    .endif
 
 /* Copy the code there, over the border of two pages, and run it. */
     mov $code, %esi
