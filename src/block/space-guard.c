@@ -780,6 +780,51 @@ guard_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
     return guard_co_op(bs, &op);
 }
 
+/*
+ * Whether a write needs nothing of what block/io.c does for this node: it was
+ * all inside of it before, and nobody watches the node or waits for what
+ * overlaps.  Flags that have to be emulated are: a flush is no write.
+ */
+static bool GRAPH_RDLOCK may_pass(BlockDriverState *bs, int64_t offset,
+                                  int64_t bytes, BdrvRequestFlags flags)
+{
+    int64_t size = bs->total_sectors * BDRV_SECTOR_SIZE;
+
+    return !(flags & ~bs->supported_write_flags) &&
+           bytes > 0 && bytes <= size && offset >= 0 &&
+           offset <= size - bytes && bs->bl.request_alignment == 1 &&
+           !(bs->open_flags & (BDRV_O_INACTIVE | BDRV_O_NO_IO)) &&
+           !bdrv_is_read_only(bs) && QLIST_EMPTY(&bs->dirty_bitmaps) &&
+           !bs->write_threshold_offset &&
+           bs->detect_zeroes == BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF &&
+           !qatomic_read(&bs->copy_on_read) &&
+           !qatomic_read(&bs->serialising_in_flight);
+}
+
+/*
+ * To track, pad and account for a write here costs several times what the
+ * guard itself does, and all of it is done again for the node below.
+ */
+static int coroutine_fn GRAPH_RDLOCK
+guard_co_pwritev_pass(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                      QEMUIOVector *qiov, size_t qiov_offset,
+                      BdrvRequestFlags flags)
+{
+    SpaceOp op = { OP_WRITE, offset, bytes, qiov, qiov_offset };
+    int ret;
+
+    op.flags = flags & ~BDRV_REQ_REGISTERED_BUF;
+    if (!may_pass(bs, offset, bytes, op.flags)) {
+        return -ENOTSUP;
+    }
+    bdrv_inc_in_flight(bs);
+    ret = guard_co_op(bs, &op);
+    qatomic_inc(&bs->write_gen);  /* or the next flush would do nothing */
+    stat64_max(&bs->wr_highest_offset, offset + bytes);
+    bdrv_dec_in_flight(bs);
+    return ret;
+}
+
 static int coroutine_fn GRAPH_RDLOCK
 guard_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
                        BdrvRequestFlags flags)
@@ -880,6 +925,7 @@ static BlockDriver bdrv_space_guard = {
     .bdrv_co_getlength        = guard_co_getlength,
     .bdrv_co_preadv_part      = guard_co_preadv_part,
     .bdrv_co_pwritev_part     = guard_co_pwritev_part,
+    .bdrv_co_pwritev_pass     = guard_co_pwritev_pass,
     .bdrv_co_pwrite_zeroes    = guard_co_pwrite_zeroes,
     .bdrv_co_pdiscard         = guard_co_pdiscard,
     .bdrv_co_flush            = guard_co_flush,

@@ -127,6 +127,8 @@ class Controller(DaemonTest):
         self.assertEqual((answer['type'], answer['reason']),
                          ('error', 'too many requests'))
         self.assertEqual(self.daemons.ctl('grow', 'vm', self.base)[0], 1)
+        listed = self.daemons.ctl('list')
+        self.assertEqual((listed[0], listed[1].count('"paused"')), (0, 256))
         answer = peer.ask(**self.request(1, vm='other', instance='other'))
         self.assertEqual(answer['result'], 'grown')
 
@@ -235,6 +237,12 @@ class Controller(DaemonTest):
             stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         self.assertEqual(done.returncode, 1)
         self.assertIn(why, done.stderr)
+
+    def test_listens_in_no_file(self):
+        """A file that is in the way of the socket is left alone."""
+        self.daemons.socket.write_text('text')
+        self.refused('Address already in use')
+        self.assertEqual(self.daemons.socket.read_text(), 'text')
 
     def test_files_of_others(self):
         """Who can write to them could say what is run and what was done."""

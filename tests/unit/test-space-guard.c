@@ -11,7 +11,9 @@
 
 #include "qemu/osdep.h"
 #include "block/block_int-global-state.h"
+#include "block/dirty-bitmap.h"
 #include "block/space-request.h"
+#include "block/write-threshold.h"
 #include "iothread.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-space.h"
@@ -29,6 +31,7 @@ static struct {
     int fail_next;                /* so many writes fail in any case */
     int flush_error;
     int writes;                   /* that were tried */
+    int flushes;
 } leaf;
 
 /* The VM */
@@ -70,6 +73,7 @@ static int coroutine_fn leaf_co_preadv(BlockDriverState *bs, int64_t offset,
 
 static int coroutine_fn leaf_co_flush(BlockDriverState *bs)
 {
+    leaf.flushes++;
     return -leaf.flush_error;
 }
 
@@ -284,6 +288,50 @@ static void test_nothing(void)
     g_assert_cmpint(write_now(blk, 60 * KIB), ==, 0);
     check_count(0);
     g_assert_cmpint(leaf.writes, ==, 2);
+    finish(blk);
+}
+
+/* What watches the guard's node sees writes, also those that are passed on */
+static void test_watched(void)
+{
+    BlockBackend *blk;
+    BlockDriverState *bs;
+    BdrvDirtyBitmap *bitmap;
+
+    start();
+    blk = open_guard(&error_abort, NULL);
+    bs = blk_bs(blk);
+
+    /* a flush after a write has something to do, and the next has not */
+    g_assert_cmpint(write_now(blk, 4 * KIB), ==, 0);
+    g_assert_cmpint(blk_flush(blk), ==, 0);
+    g_assert_cmpint(leaf.flushes, ==, 1);
+    g_assert_cmpint(blk_flush(blk), ==, 0);
+    g_assert_cmpint(leaf.flushes, ==, 1);
+    g_assert_cmpint(write_now(blk, 4 * KIB), ==, 0);
+    g_assert_cmpint(blk_flush(blk), ==, 0);
+    g_assert_cmpint(leaf.flushes, ==, 2);
+    g_assert_cmpuint(stat64_get(&bs->wr_highest_offset), ==, 8 * KIB);
+
+    bitmap = bdrv_create_dirty_bitmap(bs, 4 * KIB, "b", &error_abort);
+    g_assert_cmpint(write_now(blk, 12 * KIB), ==, 0);
+    g_assert_cmpint(bdrv_get_dirty_count(bitmap), ==, 4 * KIB);
+    bdrv_release_dirty_bitmap(bitmap);
+
+    bdrv_write_threshold_set(bs, 16 * KIB);
+    g_assert_cmpint(write_now(blk, 12 * KIB), ==, 0);
+    g_assert_cmpuint(bdrv_write_threshold_get(bs), ==, 16 * KIB);
+    g_assert_cmpint(write_now(blk, 16 * KIB), ==, 0);
+    g_assert_cmpuint(bdrv_write_threshold_get(bs), ==, 0);
+
+    /* its size is that of the storage when it was opened, until more is used */
+    leaf.size = 80 * KIB;
+    g_assert_cmpint(write_now(blk, 64 * KIB), ==, 0);
+    g_assert_cmpint(bs->total_sectors * BDRV_SECTOR_SIZE, ==, 68 * KIB);
+    g_assert_cmpint(write_now(blk, 64 * KIB), ==, 0);
+    g_assert_cmpint(write_now(blk, 0), ==, 0);
+    g_assert_cmpint(leaf.writes, ==, 8);
+    check_count(0);
     finish(blk);
 }
 
@@ -871,6 +919,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/space-guard/nothing", test_nothing);
+    g_test_add_func("/space-guard/watched", test_watched);
     g_test_add_func("/space-guard/hold", test_hold);
     g_test_add_func("/space-guard/stop", test_stop);
     g_test_add_func("/space-guard/lie", test_lie);

@@ -322,6 +322,43 @@ static void test_damaged(void)
     open_fails("is damaged");
 }
 
+/* Power fails: of what was not synced, any part may be missing */
+static void test_power_fails(void)
+{
+    g_autoptr(GString) whole = NULL;
+    size_t first, second;
+    SgJournal *j;
+    SgGrowth *g;
+
+    unlink(path);
+    j = open_journal();
+    g = begin(j, 1, NULL);
+    g_assert_true(sg_journal_sync(j, NULL));
+    g_assert_true(sg_journal_end(j, g, 0, NULL));
+    g_assert_nonnull(begin(j, 2, NULL));
+    sg_journal_close(j);
+    whole = read_journal();
+    first = strchr(whole->str, '\n') + 1 - whole->str;
+    second = strchr(whole->str + first, '\n') + 1 - whole->str;
+
+    for (size_t at = first; at < second; at++) {
+        g_autofree char *text = g_memdup2(whole->str, whole->len);
+
+        memset(text + at, 0, second - at);
+        write_journal(text, whole->len);
+        j = open_journal();
+        g_assert_cmpint(sg_journal_all(j)->len, ==, 1);
+        g_assert_false(sg_journal_find(j, "i/1/1")->ended);
+        g_assert_nonnull(begin(j, 2, NULL));
+        sg_journal_close(j);
+        g_assert_cmpint(count_records(), ==, 2);
+    }
+    /* the first had been synced before the second was written */
+    memset(whole->str, 0, first);
+    write_journal(whole->str, whole->len);
+    open_fails("is damaged");
+}
+
 #define BEGIN(key, from, target) \
     "{\"what\": \"begin\", \"key\": \"" key "\", \"at-us\": 5, " \
     "\"vm\": \"v\", \"path\": \"/p\", \"resource\": \"r\", " \
@@ -447,7 +484,18 @@ static void test_sync_fails(void)
     after = read_journal();
     g_assert_true(g_string_equal(before, after));
 
+    /* what would be forgotten does not count as written */
+    g_assert_nonnull(begin(j, 4, NULL));
+    g_clear_error(&error);
+    g_assert_cmpint(unlink(path), ==, 0);
+    g_assert_false(sg_journal_sync(j, &error));
+    g_assert_nonnull(error);
+    sg_journal_close(j);
+
     /* nothing to do, nothing done */
+    fill_journal(1);
+    j = open_journal();
+    g_assert_true(sg_journal_sync(j, NULL));
     shared->syncs = 0;
     g_assert_true(sg_journal_sync(j, NULL));
     g_assert_cmpint(shared->syncs, ==, 0);
@@ -975,6 +1023,7 @@ int main(int argc, char **argv)
     g_test_add_func("/storage-growth/journal/reopen", test_reopen);
     g_test_add_func("/storage-growth/journal/torn", test_torn);
     g_test_add_func("/storage-growth/journal/damaged", test_damaged);
+    g_test_add_func("/storage-growth/journal/power-fails", test_power_fails);
     g_test_add_func("/storage-growth/journal/impossible", test_impossible);
     g_test_add_func("/storage-growth/journal/clock", test_clock);
     g_test_add_func("/storage-growth/journal/full", test_full);

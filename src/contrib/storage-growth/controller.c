@@ -27,6 +27,8 @@
 #define TASKS_MAX 100000
 #define TASKS_OF_VM_MAX 256       /* a guard of a machine has one */
 #define WORD_MAX_BYTES 4096
+#define LIST_MAX 10000
+#define LIST_PART 16              /* so many fit into a line in any case */
 
 /*
  * Denials of a machine that are written down: one that asks all the time must
@@ -166,7 +168,7 @@ static void task_failed(Task *t, const char *why)
     int64_t delay_ms = RETRY_MIN_MS;
 
     g_free(t->error);
-    t->error = g_strdup(why);
+    t->error = g_strndup(why, WORD_MAX_BYTES);
     for (unsigned i = 0; i < t->tries && delay_ms < RETRY_MAX_MS; i++) {
         delay_ms *= 2;
     }
@@ -516,7 +518,8 @@ static QDict *growth_info(const SgGrowth *g)
     return d;
 }
 
-static void reply(SgConn *conn, QList *list)
+/* A list is sent in parts; all but the last say that there is more */
+static void reply_part(SgConn *conn, QList *list, bool more)
 {
     QDict *d = qdict_new();
 
@@ -524,7 +527,25 @@ static void reply(SgConn *conn, QList *list)
     if (list) {
         qdict_put(d, "list", list);
     }
+    if (more) {
+        qdict_put_bool(d, "more", true);
+    }
     sg_conn_send(conn, d);
+}
+
+static void reply(SgConn *conn)
+{
+    reply_part(conn, NULL, false);
+}
+
+static QList *reply_add(SgConn *conn, QList *list, QDict *info)
+{
+    qlist_append(list, info);
+    if (qlist_size(list) < LIST_PART) {
+        return list;
+    }
+    reply_part(conn, list, true);
+    return qlist_new();
 }
 
 static void handle_list(SgController *c, SgConn *conn, QDict *d)
@@ -534,23 +555,24 @@ static void handle_list(SgController *c, SgConn *conn, QDict *d)
     gpointer task;
 
     g_hash_table_iter_init(&iter, c->tasks);
-    while (g_hash_table_iter_next(&iter, NULL, &task)) {
-        qlist_append(list, task_info(task));
+    for (int i = 0; i < LIST_MAX &&
+         g_hash_table_iter_next(&iter, NULL, &task); i++) {
+        list = reply_add(conn, list, task_info(task));
     }
-    reply(conn, list);
+    reply_part(conn, list, false);
 }
 
 static void handle_history(SgController *c, SgConn *conn, QDict *d)
 {
     GPtrArray *all = sg_journal_all(c->journal);
     int64_t limit = qdict_get_try_int(d, "limit", 100);
-    unsigned n = limit < 0 ? 0 : MIN(limit, 10000);
+    unsigned n = limit < 0 ? 0 : MIN(limit, LIST_MAX);
     QList *list = qlist_new();
 
     for (unsigned i = all->len > n ? all->len - n : 0; i < all->len; i++) {
-        qlist_append(list, growth_info(g_ptr_array_index(all, i)));
+        list = reply_add(conn, list, growth_info(g_ptr_array_index(all, i)));
     }
-    reply(conn, list);
+    reply_part(conn, list, false);
 }
 
 static void handle_pause(SgController *c, SgConn *conn, QDict *d)
@@ -562,7 +584,7 @@ static void handle_pause(SgController *c, SgConn *conn, QDict *d)
         return;
     }
     g_hash_table_add(c->paused, g_strdup(vm));
-    reply(conn, NULL);
+    reply(conn);
 }
 
 static void handle_continue(SgController *c, SgConn *conn, QDict *d)
@@ -581,7 +603,7 @@ static void handle_continue(SgController *c, SgConn *conn, QDict *d)
             task_decide(t);
         }
     }
-    reply(conn, NULL);
+    reply(conn);
 }
 
 /* By hand: by the policy, with a key of its own */

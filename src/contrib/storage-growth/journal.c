@@ -24,6 +24,7 @@
 struct SgJournal {
     int fd;
     off_t length;                 /* of what is valid */
+    off_t synced;                 /* of this is known to be on the disk */
     bool dirty;                   /* not all of it may be on the disk */
     bool failed;                  /* ... because of an error */
     GString *unsynced;            /* the last part that may not be */
@@ -84,11 +85,14 @@ static bool write_at(SgJournal *j, const char *text, size_t len, off_t at)
 
 static bool append(SgJournal *j, QDict *record, GError **error)
 {
-    GString *json = qobject_to_json(QOBJECT(record));
-    g_autofree char *line = g_strdup_printf("%08x %s\n", crc_of(json->str),
-                                            json->str);
-    size_t len = strlen(line);
+    g_autofree char *line = NULL;
+    GString *json;
+    size_t len;
 
+    qdict_put_int(record, "synced", j->synced);
+    json = qobject_to_json(QOBJECT(record));
+    line = g_strdup_printf("%08x %s\n", crc_of(json->str), json->str);
+    len = strlen(line);
     g_string_free(json, true);
     qobject_unref(record);
     if (!write_at(j, line, len, j->length)) {
@@ -114,9 +118,15 @@ static bool append(SgJournal *j, QDict *record, GError **error)
 bool sg_journal_sync(SgJournal *j, GError **error)
 {
     GString *text = j->unsynced;
+    struct stat st;
 
     if (!j->dirty) {
         return true;
+    }
+    /* or nothing would be known of it after a restart */
+    if (fstat(j->fd, &st) < 0 || !st.st_nlink) {
+        errno = ENOENT;
+        return fail(error, "it was removed");
     }
     if ((j->failed && !write_at(j, text->str, text->len,
                                 j->length - text->len)) ||
@@ -125,6 +135,7 @@ bool sg_journal_sync(SgJournal *j, GError **error)
         return fail(error, "it cannot be written to the disk");
     }
     j->dirty = j->failed = false;
+    j->synced = j->length;
     g_string_truncate(text, 0);
     return true;
 }
@@ -187,23 +198,58 @@ static bool take_record(SgJournal *j, QDict *d)
     return false;
 }
 
-static bool take_line(SgJournal *j, const char *line)
+/* Returns what a line has, or NULL if it is damaged */
+static QDict *parse_line(const char *line)
 {
     unsigned int crc;
     const char *end;
     QObject *object;
     QDict *dict;
-    bool ok;
 
     if (qemu_strtoui(line, &end, 16, &crc) < 0 || end != line + 8 ||
         *end != ' ' || crc != crc_of(end + 1)) {
-        return false;
+        return NULL;
     }
     object = qobject_from_json(end + 1, NULL);
     dict = qobject_to(QDict, object);
-    ok = dict && take_record(j, dict);
-    qobject_unref(object);
+    if (!dict) {
+        qobject_unref(object);
+    }
+    return dict;
+}
+
+static bool take_line(SgJournal *j, const char *line)
+{
+    QDict *dict = parse_line(line);
+    bool ok = dict && take_record(j, dict);
+
+    qobject_unref(dict);
     return ok;
+}
+
+/*
+ * @text is behind a record that cannot be read.  When power fails, any part of
+ * what was not synced may be missing; but a record that was written after a
+ * sync is proof of what was before that.
+ */
+static bool proves_damage(SgJournal *j, char *text, const char *end)
+{
+    char *next;
+
+    for (; (next = memchr(text, '\n', end - text)); text = next + 1) {
+        QDict *dict;
+        bool proof;
+
+        *next = 0;
+        dict = parse_line(text);
+        proof = dict && qdict_get_try_int(dict, "synced",
+                                          INT64_MAX) > j->length;
+        qobject_unref(dict);
+        if (proof) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* What others can write says nothing about what was done */
@@ -252,8 +298,7 @@ static bool load(SgJournal *j, GError **error)
         }
         j->length = end + 1 - text;
     }
-    /* the last record may be torn; damage before it is none of a crash */
-    if (end && memchr(end + 1, '\n', text + done - end - 1)) {
+    if (end && proves_damage(j, end + 1, text + done)) {
         g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
                     "Journal: the record at byte %jd is damaged",
                     (intmax_t)j->length);

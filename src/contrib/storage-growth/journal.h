@@ -11,8 +11,9 @@
  *
  * The file has one record a line, "CRC32 JSON", and is only appended to.  What
  * must be on the disk is that a growth begins; sg_journal_sync() sees to that
- * for all that begin at the same time.  A last line that is torn, by a crash or
- * a full disk, is cut off.
+ * for all that begin at the same time.  Each record tells how much of the file
+ * was synced before it.  So what a crash, a full disk or a power failure left
+ * torn, which was not synced, is told from damage, and is cut off.
  */
 
 #ifndef STORAGE_GROWTH_JOURNAL_H
@@ -56,7 +57,7 @@ typedef struct SgGrowth {
  * @path: the file; it is locked, so that only one process uses it
  *
  * Returns: NULL with @error set if it cannot be read or written, is in use, can
- * be written by others, or has a damaged record that is not the last one.
+ * be written by others, or has a damaged record that had been synced.
  */
 SgJournal *sg_journal_open(const char *path, GError **error);
 void sg_journal_close(SgJournal *j);

@@ -130,13 +130,20 @@ static void controller_connected(GIOStream *stream)
 static void connect_done(GObject *source, GAsyncResult *result,
                          gpointer opaque)
 {
+    static char *told;            /* do not repeat it all the time */
     g_autoptr(GError) error = NULL;
     GSocketConnection *conn =
         g_socket_client_connect_finish(client, result, &error);
 
     if (conn) {
+        g_clear_pointer(&told, g_free);
         controller_connected(G_IO_STREAM(conn));
     } else {
+        if (g_strcmp0(told, error->message)) {
+            g_free(told);
+            told = g_strdup(error->message);
+            g_message("controller: %s", told);
+        }
         g_timeout_add(RETRY_MS, reconnect, NULL);
     }
 }

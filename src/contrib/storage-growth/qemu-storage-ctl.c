@@ -38,6 +38,9 @@ static void got_object(SgConn *conn, QDict *d, void *opaque)
             g_string_free(line, true);
         }
     }
+    if (list && qdict_get_try_bool(d, "more", false)) {
+        return;
+    }
     if (result) {
         puts(result);
     }

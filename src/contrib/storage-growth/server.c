@@ -116,7 +116,14 @@ static gboolean incoming(GSocketService *service, GSocketConnection *conn,
 static void remove_stale(GSocketAddress *address)
 {
     g_autoptr(GSocketClient) client = g_socket_client_new();
+    const char *path =
+        g_unix_socket_address_get_path(G_UNIX_SOCKET_ADDRESS(address));
+    struct stat st;
 
+    /* a file that is no socket refuses connections just so */
+    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode)) {
+        return;
+    }
     for (int i = 0; i < STALE_TRIES; i++) {
         g_autoptr(GError) error = NULL;
         g_autoptr(GSocketConnection) conn =
@@ -126,8 +133,7 @@ static void remove_stale(GSocketAddress *address)
         if (!conn) {
             if (g_error_matches(error, G_IO_ERROR,
                                 G_IO_ERROR_CONNECTION_REFUSED)) {
-                unlink(g_unix_socket_address_get_path(
-                           G_UNIX_SOCKET_ADDRESS(address)));
+                unlink(path);
             }
             break;
         }
