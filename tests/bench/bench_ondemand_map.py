@@ -18,7 +18,7 @@ from guest import Guest                                     # noqa: E402
 
 SERIES = ROOT / 'build' / 'out'
 BASE = ROOT / 'build' / 'base' / 'out'
-REPEATS = 5
+REPEATS = 3
 PAYLOAD_EXIT = 0x10 << 1 | 1     # cxl.S, through isa-debug-exit
 
 # What traps is slow: less of it.  The RAM of the same guest, pass by pass in
@@ -42,9 +42,10 @@ def measure_guest(way, build, policy, trapped):
     """Return the figures of one guest, by name."""
     script = SCRIPT % ((3000, f'bandwidth {MIB}') if trapped
                        else (30000000, f'against ram {PASSES}'))
+    # the kernel's test of the timer fails where the host has little time
     with Guest(f'bench-cxl-{way}', script, timeout=300,
                qemu=build / 'qemu-system-x86_64',
-               **cxl_options(policy)) as guest:
+               **cxl_options(policy, append='no_timer_check')) as guest:
         guest.wait_parked('counts')
         counts = guest.counters('vm')
         guest.resume()
