@@ -36,11 +36,10 @@ static CharAsyncRefusal refusal(Chardev *chr)
     if (!chr) {
         return CHAR_ASYNC_NO_BACKEND;
     }
-    if (CHARDEV_IS_MUX(chr) || CHARDEV_IS_HUB(chr)) {
-        return CHAR_ASYNC_MUX;
-    }
+    /* the slot first: to look for a type takes longer, for each request */
     if (!CHARDEV_GET_CLASS(chr)->chr_submit_write) {
-        return CHAR_ASYNC_CLASSIC;
+        return CHARDEV_IS_MUX(chr) || CHARDEV_IS_HUB(chr) ? CHAR_ASYNC_MUX
+                                                          : CHAR_ASYNC_CLASSIC;
     }
     if (replay_mode != REPLAY_MODE_NONE) {
         return CHAR_ASYNC_REPLAY;

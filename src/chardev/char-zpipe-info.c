@@ -38,6 +38,7 @@ static void add_lib(struct zpipe_stats *sum, const struct zpipe_stats *add)
     sum->peer_regions += add->peer_regions;
     sum->refused_regions += add->refused_regions;
     sum->cma_errors += add->cma_errors;
+    sum->copied += add->copied;
 }
 
 void zpipe_totals_add(ZpipeTotals *sum, const ZpipeTotals *add)
@@ -48,6 +49,7 @@ void zpipe_totals_add(ZpipeTotals *sum, const ZpipeTotals *add)
     sum->closed += add->closed;
     sum->refused_clients += add->refused_clients;
     sum->cancelled += add->cancelled;
+    sum->yields += add->yields;
     sum->ram_refused += add->ram_refused;
 }
 

@@ -38,6 +38,8 @@ typedef struct ZpipeVM ZpipeVM;
  * @closed: times that the front end was told that the peer is gone
  * @refused_clients: clients sent away since there was one
  * @cancelled: times that requests were taken back from the peer
+ * @yields: times that other sources of the main loop had their turn although
+ *       there was more to do, or perhaps was
  * @ram_refused: blocks of guest RAM that could not be shared, or were not
  *       shown to a peer that could have written them
  */
@@ -48,6 +50,7 @@ typedef struct ZpipeTotals {
     uint64_t closed;
     uint64_t refused_clients;
     uint64_t cancelled;
+    uint64_t yields;
     uint64_t ram_refused;
 } ZpipeTotals;
 
@@ -58,6 +61,8 @@ typedef struct ZpipeOp {
     bool write;
     QSIMPLEQ_ENTRY(ZpipeOp) next;
 } ZpipeOp;
+
+typedef QSIMPLEQ_HEAD(ZpipeOps, ZpipeOp) ZpipeOps;
 
 struct ZpipeChardev {
     Chardev parent;
@@ -73,7 +78,7 @@ struct ZpipeChardev {
     /* Around each call of the library, and for the fields down to @totals. */
     QemuMutex lock;
     struct zpipe *zp;
-    QSIMPLEQ_HEAD(, ZpipeOp) done;      /* reaped, callback not yet called */
+    ZpipeOps done;                      /* reaped */
     unsigned tx_requests, rx_requests;  /* submitted, not yet reaped */
     bool tx_blocked;                    /* a write found no room */
     bool kicked;                        /* run() is to be called */
@@ -81,6 +86,9 @@ struct ZpipeChardev {
     ZpipeTotals totals;                 /* of earlier handles */
 
     /* The context's thread only. */
+    ZpipeOps calling;                   /* callbacks to be called */
+    ZpipeOps spare;                     /* to be used again */
+    bool client;                        /* somebody wants to connect */
     unsigned cancel_reads, cancel_writes;   /* under way: accept no more */
     GSource *source;
     int listener;

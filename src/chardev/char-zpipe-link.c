@@ -448,7 +448,9 @@ void zpipe_link_tick(ZpipeChardev *s)
     if (!s->started) {
         return;
     }
-    accept_clients(s);
+    if (s->client) {
+        accept_clients(s);
+    }
     if (is_due(s->reconnect_us) &&
         (s->server ? s->listener < 0 : state_of(s) == ZPIPE_IDLE)) {
         retry(s);

@@ -247,7 +247,8 @@ enum {
     STAT_LOST_BYTES, STAT_REFUSED_CLIENTS, STAT_CANCELLED, STAT_REGIONS,
     STAT_DROPPED_BYTES, STAT_RAM_REFUSED, STAT_PEER_REGIONS,
     STAT_REFUSED_REGIONS,
-    STAT_CMA_ERRORS, STAT_CONSOLE_DROPPED, STAT_OTHERS
+    STAT_CMA_ERRORS, STAT_COPIED, STAT_YIELDS, STAT_CONSOLE_DROPPED,
+    STAT_OTHERS
 };
 
 static const HotpathStat other_stats[STAT_OTHERS] = {
@@ -267,6 +268,8 @@ static const HotpathStat other_stats[STAT_OTHERS] = {
     [STAT_REFUSED_REGIONS] = { "zpipe-peer-regions-refused",
                                STATS_TYPE_CUMULATIVE },
     [STAT_CMA_ERRORS] = { "zpipe-cma-errors", STATS_TYPE_CUMULATIVE },
+    [STAT_COPIED] = { "zpipe-copied-bytes", STATS_TYPE_CUMULATIVE },
+    [STAT_YIELDS] = { "zpipe-yields", STATS_TYPE_CUMULATIVE },
     [STAT_CONSOLE_DROPPED] = { "zpipe-console-dropped-bytes",
                                STATS_TYPE_CUMULATIVE },
 };
@@ -301,6 +304,8 @@ static void put_others(uint64_t *v, const ZpipeTotals *t)
     v[STAT_PEER_REGIONS] = t->lib.peer_regions;
     v[STAT_REFUSED_REGIONS] = t->lib.refused_regions;
     v[STAT_CMA_ERRORS] = t->lib.cma_errors;
+    v[STAT_COPIED] = t->lib.copied;
+    v[STAT_YIELDS] = t->yields;
     v[STAT_CONSOLE_DROPPED] = char_async_counters.console_dropped_bytes;
 }
 

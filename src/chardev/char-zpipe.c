@@ -34,8 +34,9 @@
 #include "trace.h"
 #include "char-zpipe-internal.h"
 
-/* Go on with other sources after so many turns. */
+/* Go on with other sources after so many turns, or bytes copied. */
 #define RUN_TURNS 16
+#define RUN_BYTES (16 * MiB)
 
 /* Limits of reconnect-ms and hold-ms. */
 #define PERIOD_MAX_MS (24 * 60 * 60 * 1000LL)
@@ -69,6 +70,8 @@ static gboolean source_dispatch(GSource *source, GSourceFunc func,
 {
     ZpipeSource *zs = container_of(source, ZpipeSource, parent);
 
+    zs->s->client = zs->listener && g_source_query_unix_fd(source,
+                                                           zs->listener);
     zpipe_chr_run(zs->s);
     return G_SOURCE_CONTINUE;
 }
@@ -162,33 +165,38 @@ bool zpipe_chr_reap_locked(ZpipeChardev *s)
     return any;
 }
 
-static ZpipeOp *take_done(ZpipeChardev *s, bool *more)
+static ZpipeOp *take_op(ZpipeOps *ops)
 {
-    ZpipeOp *op;
+    ZpipeOp *op = QSIMPLEQ_FIRST(ops);
 
-    QEMU_LOCK_GUARD(&s->lock);
-    op = QSIMPLEQ_FIRST(&s->done);
     if (op) {
-        QSIMPLEQ_REMOVE_HEAD(&s->done, next);
+        QSIMPLEQ_REMOVE_HEAD(ops, next);
     }
-    *more = !QSIMPLEQ_EMPTY(&s->done);
     return op;
+}
+
+static ZpipeOp *take_done(ZpipeChardev *s)
+{
+    if (QSIMPLEQ_EMPTY(&s->calling)) {
+        QEMU_LOCK_GUARD(&s->lock);
+        QSIMPLEQ_CONCAT(&s->calling, &s->done);
+    }
+    return take_op(&s->calling);
 }
 
 static void run_callbacks(ZpipeChardev *s)
 {
     ZpipeOp *op;
-    bool more;
 
-    while ((op = take_done(s, &more))) {
+    while ((op = take_done(s))) {
         CharAsyncReq *req = op->req;
 
         req->result = op->zr.result;
-        req->more = more;
+        req->more = !QSIMPLEQ_EMPTY(&s->calling);
         if (!op->write && req->result == 0) {
             s->ended = true;
         }
-        g_free(op);
+        QSIMPLEQ_INSERT_HEAD(&s->spare, op, next);
         req->cb(req->opaque, req);
     }
 }
@@ -196,18 +204,18 @@ static void run_callbacks(ZpipeChardev *s)
 static int submit(Chardev *chr, CharAsyncReq *req, bool write)
 {
     ZpipeChardev *s = CHARDEV_ZPIPE(chr);
-    ZpipeOp *op = g_new0(ZpipeOp, 1);
+    ZpipeOp *op;
     int ret;
 
     if (write ? s->cancel_writes : s->cancel_reads) {
-        g_free(op);
         return -ECANCELED;
     }
-    op->zr.iov = req->iov;
-    op->zr.iovcnt = req->iovcnt;
-    op->zr.min = req->min;
-    op->req = req;
-    op->write = write;
+    op = take_op(&s->spare) ?: g_new(ZpipeOp, 1);
+    *op = (ZpipeOp) {
+        .zr = { .iov = req->iov, .iovcnt = req->iovcnt, .min = req->min },
+        .req = req,
+        .write = write,
+    };
     req->backend = op;
 
     WITH_QEMU_LOCK_GUARD(&s->lock) {
@@ -218,7 +226,7 @@ static int submit(Chardev *chr, CharAsyncReq *req, bool write)
         }
     }
     if (ret < 0) {
-        g_free(op);
+        QSIMPLEQ_INSERT_HEAD(&s->spare, op, next);
     }
     return ret;
 }
@@ -233,14 +241,16 @@ static int zpipe_chr_submit_read(Chardev *chr, CharAsyncReq *req)
     return submit(chr, req, false);
 }
 
-/* What can complete at once is reaped by the source, not in here. */
+/*
+ * What can complete at once is reaped by the source, not in here: the library
+ * makes its descriptor readable.
+ */
 static void zpipe_chr_submit_flush(Chardev *chr)
 {
     ZpipeChardev *s = CHARDEV_ZPIPE(chr);
 
     QEMU_LOCK_GUARD(&s->lock);
     zpipe_flush(s->zp);
-    kick_locked(s);
 }
 
 /*
@@ -433,24 +443,40 @@ static void set_deadline(ZpipeChardev *s, bool again)
     }
 }
 
+static uint64_t bytes_copied(ZpipeChardev *s)
+{
+    struct zpipe_stats stats;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    zpipe_get_stats(s->zp, &stats);
+    return stats.copied;
+}
+
 void zpipe_chr_run(ZpipeChardev *s)
 {
-    bool again = true;
+    uint64_t start = bytes_copied(s);
+    bool again = true, yield = false;
 
     object_ref(OBJECT(s));
     WITH_QEMU_LOCK_GUARD(&s->lock) {
         s->kicked = false;
     }
     zpipe_link_tick(s);
-    for (int turn = 0; turn < RUN_TURNS && again; turn++) {
+    for (int turn = 0; again && !yield; turn++) {
         again = receive(s);
         WITH_QEMU_LOCK_GUARD(&s->lock) {
             again |= reap_and_unblock_locked(s);
         }
         run_callbacks(s);
         again |= zpipe_link_check(s);
+        yield = bytes_copied(s) - start >= RUN_BYTES ||
+            (again && turn + 1 == RUN_TURNS);
     }
     set_deadline(s, again);
+    if (yield) {
+        QEMU_LOCK_GUARD(&s->lock);
+        s->totals.yields++;
+    }
     object_unref(OBJECT(s));
 }
 
@@ -724,12 +750,15 @@ static void zpipe_chr_init(Object *obj)
 
     qemu_mutex_init(&s->lock);
     QSIMPLEQ_INIT(&s->done);
+    QSIMPLEQ_INIT(&s->calling);
+    QSIMPLEQ_INIT(&s->spare);
     s->listener = -1;
 }
 
 static void zpipe_chr_finalize(Object *obj)
 {
     ZpipeChardev *s = CHARDEV_ZPIPE(obj);
+    ZpipeOp *op;
 
     if (s->zp) {
         zpipe_chr_cancel_all(s);
@@ -739,6 +768,9 @@ static void zpipe_chr_finalize(Object *obj)
         zpipe_link_close(s);
         zpipe_totals_keep(s);
         zpipe_free(s->zp);
+    }
+    while ((op = take_op(&s->spare))) {
+        g_free(op);
     }
     g_free(s->error);
     g_free(s->path);

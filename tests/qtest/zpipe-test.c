@@ -18,6 +18,7 @@
 #include "libqos/pci-pc.h"
 #include "libqos/virtio-pci.h"
 #include "qemu/cutils.h"
+#include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_console.h"
@@ -1117,6 +1118,64 @@ static void test_reconnect(void)
     test_end(&t);
 }
 
+/*
+ * All is there when the guest posts its buffers, and they can hold all of it.
+ * So it is for QEMU to end a turn, and that by bytes: a pass may exceed the
+ * limit, but not by more than the limit.
+ */
+static void test_yield(void)
+{
+    enum { PIECES = 512, PIECE = MiB, BUFFER = 8 * MiB };
+    const uint64_t total = (uint64_t)PIECES * PIECE;
+    g_autofree struct iovec *iov = g_new(struct iovec, PIECES);
+    struct zpipe_req req = { .iov = iov, .iovcnt = PIECES };
+    uint64_t got = 0, memory, yields, copied;
+    int64_t end = g_get_monotonic_time() + 4 * WAIT_US;
+    Queue *q;
+    void *data;
+    Test t;
+
+    test_begin(&t, "server=on,wait=off", "");
+    q = &t.guest.in;
+    /* the first use of it tells that QEMU has mapped it */
+    data = zpipe_buffer_new(t.peer->zp, PIECE);
+    g_assert_nonnull(data);
+    wait_until(&t, stat_of(t.guest.qts, "zpipe-peer-regions") == 1);
+    peer_reap(t.peer);
+
+    for (int i = 0; i < PIECES; i++) {
+        iov[i] = (struct iovec) { data, PIECE };
+    }
+    g_assert_cmpint(zpipe_write(t.peer->zp, &req), ==, 0);
+    g_assert_null(zpipe_reap(t.peer->zp));
+
+    memory = guest_alloc(&t.guest.alloc, BUFFER);
+    yields = stat_of(t.guest.qts, "zpipe-yields");
+    copied = stat_of(t.guest.qts, "zpipe-copied-bytes");
+    for (int i = 0; i < q->vq->size; i++) {
+        put_desc(&t.guest, q, i, memory, BUFFER, false);
+        qtest_writew(t.guest.qts, q->vq->avail + 4 + 2 * i, i);
+    }
+    qtest_writew(t.guest.qts, q->vq->avail + 2, q->vq->size);
+    queue_kick(&t.guest, q);
+    while (got < total) {
+        uint64_t elem = q->vq->used + 4 + 8 * q->used;
+
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        if (qtest_readw(t.guest.qts, q->vq->used + 2) != q->used) {
+            got += qtest_readl(t.guest.qts, elem + 4);
+            q->used++;
+        }
+    }
+    g_assert_cmpint(got, ==, total);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-copied-bytes") - copied, ==,
+                    total);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-yields") - yields, >=,
+                    total / (64 * MiB));
+    g_assert_true(zpipe_reap(t.peer->zp) == &req);
+    test_end(&t);
+}
+
 /* Pages that are not there yet cannot be shown to a peer. */
 static void test_postcopy(void)
 {
@@ -1221,6 +1280,7 @@ int main(int argc, char **argv)
     qtest_add_func("/zpipe/logfile", test_logfile);
     qtest_add_func("/zpipe/mux", test_mux);
     qtest_add_func("/zpipe/reconnect", test_reconnect);
+    qtest_add_func("/zpipe/yield", test_yield);
     qtest_add_func("/zpipe/postcopy", test_postcopy);
     qtest_add_func("/zpipe/bad-options", test_bad_options);
     return g_test_run();

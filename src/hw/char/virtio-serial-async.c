@@ -37,13 +37,15 @@ typedef struct AsyncElem {
     QTAILQ_ENTRY(AsyncElem) next;
 } AsyncElem;
 
+typedef QTAILQ_HEAD(AsyncElems, AsyncElem) AsyncElems;
+
 struct AsyncQueue {
     VirtIOSerialPort *port;
     bool write;
     bool notify;                /* elements were pushed */
     unsigned count;             /* elements in @elems */
     unsigned pending;           /* of these, with the chardev */
-    QTAILQ_HEAD(, AsyncElem) elems;     /* oldest first */
+    AsyncElems elems;           /* oldest first */
 };
 
 struct VirtIOSerialAsync {
@@ -52,6 +54,7 @@ struct VirtIOSerialAsync {
     bool stalled;               /* the chardev does not want requests now */
     bool cutting;               /* do not keep what has begun */
     bool resetting;             /* the driver is on its way out */
+    AsyncElems spare;          /* to be used again */
     AsyncQueue out, in;
 };
 
@@ -78,9 +81,21 @@ static bool elem_complete(const AsyncElem *e)
 static void elem_remove(AsyncElem *e)
 {
     QTAILQ_REMOVE(&e->queue->elems, e, next);
+    QTAILQ_INSERT_HEAD(&e->queue->port->async->spare, e, next);
     e->queue->count--;
     g_free(e->iov);
-    g_free(e);
+}
+
+static AsyncElem *elem_alloc(struct VirtIOSerialAsync *a)
+{
+    AsyncElem *e = QTAILQ_FIRST(&a->spare);
+
+    if (e) {
+        QTAILQ_REMOVE(&a->spare, e, next);
+    } else {
+        e = g_new(AsyncElem, 1);
+    }
+    return e;
 }
 
 static void push_complete(AsyncQueue *q)
@@ -186,21 +201,20 @@ static bool port_open(AsyncQueue *q)
 
 static AsyncElem *elem_new(AsyncQueue *q, VirtQueueElement *elem)
 {
-    AsyncElem *e = g_new0(AsyncElem, 1);
+    AsyncElem *e = elem_alloc(q->port->async);
 
-    e->queue = q;
-    e->elem = elem;
-    if (q->write) {
-        e->req.iov = elem->out_sg;
-        e->req.iovcnt = elem->out_num;
-    } else {
-        e->req.iov = elem->in_sg;
-        e->req.iovcnt = elem->in_num;
-    }
+    *e = (AsyncElem) {
+        .queue = q,
+        .elem = elem,
+        .req = {
+            .iov = q->write ? elem->out_sg : elem->in_sg,
+            .iovcnt = q->write ? elem->out_num : elem->in_num,
+            .min = 1,
+            .cb = request_done,
+            .opaque = e,
+        },
+    };
     e->size = iov_size(e->req.iov, e->req.iovcnt);
-    e->req.min = 1;
-    e->req.cb = request_done;
-    e->req.opaque = e;
     return e;
 }
 
@@ -458,6 +472,7 @@ void virtio_serial_async_realize(VirtIOSerialPort *port, CharFrontend *chr)
     struct VirtIOSerialAsync *a = g_new0(struct VirtIOSerialAsync, 1);
 
     a->chr = chr;
+    QTAILQ_INIT(&a->spare);
     queue_init(&a->out, port, true);
     queue_init(&a->in, port, false);
     port->async = a;
@@ -466,7 +481,14 @@ void virtio_serial_async_realize(VirtIOSerialPort *port, CharFrontend *chr)
 
 void virtio_serial_async_unrealize(VirtIOSerialPort *port)
 {
-    g_free(port->async);
+    struct VirtIOSerialAsync *a = port->async;
+    AsyncElem *e;
+
+    while (a && (e = QTAILQ_FIRST(&a->spare))) {
+        QTAILQ_REMOVE(&a->spare, e, next);
+        g_free(e);
+    }
+    g_free(a);
     port->async = NULL;
     port->async_active = false;
 }

@@ -247,7 +247,7 @@ static enum step take_copy(struct zpipe *zp, struct zpipe_req *req,
         }
     }
     req->p.done += bytes;
-    zp->copied += bytes;
+    zp->stats.copied += bytes;
     note_taken(zp, req, bytes, mechanism);
     if (bytes == piece->len) {
         entry_done(zp);
@@ -341,7 +341,7 @@ static bool at_end(struct zpipe *zp)
 
 static enum step take_entries(struct zpipe *zp)
 {
-    uint64_t start = zp->copied;
+    uint64_t start = zp->stats.copied;
     int64_t n = available(zp);
     enum step step = n < 0 ? BROKEN : GO_ON;
 
@@ -349,7 +349,7 @@ static enum step take_entries(struct zpipe *zp)
            (zp->rx.queue.head || at_end(zp))) {
         uint64_t cur = zp->rx.cur;
 
-        step = take_entry(zp, zp->copied - start >= ZP_PASS_BYTES);
+        step = take_entry(zp, zp->stats.copied - start >= ZP_PASS_BYTES);
         n -= zp->rx.cur - cur;
         if (zp->rx.told >= zp->peer.copy_bytes / 4) {
             show_progress(zp);

@@ -56,6 +56,13 @@ static struct zp_write *next_entry(struct zpipe *zp)
     return &zp->own.writes[zp->tx.prod & (zp->own.entries - 1)];
 }
 
+/* Has the peer nothing to copy?  Then it need not be woken soon. */
+static bool at_hand(const struct zp_tx *tx, const struct tx_slot *piece)
+{
+    return piece->type == ZP_W_PUSHED ||
+           (piece->type == ZP_W_REGION && tx->viewed);
+}
+
 /* Publish the piece whose place, or bytes, the entry has already. */
 static void publish(struct zpipe *zp, const struct tx_slot *piece)
 {
@@ -82,9 +89,8 @@ static void publish(struct zpipe *zp, const struct tx_slot *piece)
         }
     }
     zp->news |= ZP_WANT_DATA;
-    /* who was pushed to has nothing to copy meanwhile: that need not be soon */
-    tx->eager += piece->type == ZP_W_PUSHED ? piece->len / ZP_EAGER_PUSHED
-                                            : piece->len;
+    tx->eager += at_hand(tx, piece) ? piece->len / ZP_EAGER_AT_HAND
+                                    : piece->len;
     if (tx->eager >= ZP_EAGER_BYTES) {
         kick(zp);
     }
@@ -110,6 +116,14 @@ static void send_inline(struct zpipe *zp, struct zpipe_req *req)
     publish(zp, &(struct tx_slot) {
         .req = req, .len = bytes, .type = ZP_W_INLINE,
         .mechanism = ZPIPE_INLINE });
+}
+
+/* When all of it is free begin with what is in the caches, most likely. */
+static void copy_rewind(struct zpipe *zp)
+{
+    if (zp->tx.prod == zp->tx.rel) {
+        zp->tx.copy_head = zp->tx.copy_tail = 0;
+    }
 }
 
 /* How many bytes there are in one piece at the head of the copy memory. */
@@ -166,17 +180,19 @@ static size_t copy_wanted(struct zpipe *zp, const struct zpipe_req *req)
 static enum attempt send_copy(struct zpipe *zp, struct zpipe_req *req)
 {
     size_t left = copy_wanted(zp, req);
-    size_t room = copy_room(zp);
-    uint8_t *to = zp->own.copy +
-                  (zp->tx.copy_head & (zp->own.copy_bytes - 1));
+    size_t room;
+    uint8_t *to;
 
+    copy_rewind(zp);
+    room = copy_room(zp);
+    to = zp->own.copy + (zp->tx.copy_head & (zp->own.copy_bytes - 1));
     if (room < MIN(left, COPY_WORTH) &&
         (!room || zp->tx.copy_head - zp->tx.copy_tail + room ==
                   zp->own.copy_bytes)) {
         return MUST_WAIT;
     }
     left = gather(req, MIN(left, room), to);
-    zp->copied += left;
+    zp->stats.copied += left;
     publish_copied(zp, req, left);
     return SENT;
 }
@@ -360,7 +376,7 @@ static enum attempt send_push(struct zpipe *zp, struct zpipe_req *req,
     }
     zp->tx.push_run = true;
     zp->tx.push_next = target.index + 1;
-    zp->copied += bytes;
+    zp->stats.copied += bytes;
     next_entry(zp)->addr = target.index;
     publish(zp, &(struct tx_slot) {
         .req = req, .len = bytes, .type = ZP_W_PUSHED,
@@ -476,7 +492,7 @@ static void send_end(struct zpipe *zp)
 void tx_pump(struct zpipe *zp)
 {
     struct zp_tx *tx = &zp->tx;
-    uint64_t start = zp->copied;
+    uint64_t start = zp->stats.copied;
 
     tx->want_reads = tx->more = false;
     if (zp->link != LINK_UP) {
@@ -485,7 +501,7 @@ void tx_pump(struct zpipe *zp)
     while (!tx->more && tx->next && !ring_full(zp) &&
            send_piece(zp, tx->next)) {
         /* requests may be of any size: let others run, too */
-        tx->more = zp->copied - start >= ZP_PASS_BYTES;
+        tx->more = zp->stats.copied - start >= ZP_PASS_BYTES;
     }
     if (tx->shut && !tx->end_sent && !tx->next && !ring_full(zp)) {
         send_end(zp);
@@ -509,6 +525,7 @@ static void count_piece(struct zpipe *zp, const struct tx_slot *slot,
         if (mechanism == ZPIPE_MAP && how != ZPIPE_MAP) {
             zp->stats.fallback[ZPIPE_WHY_NO_VIEW]++;
         }
+        zp->tx.viewed = how == ZPIPE_MAP;
         mechanism = how == ZPIPE_MAP ? ZPIPE_MAP : ZPIPE_DIRECT;
     }
     zp->stats.tx[mechanism].messages++;
@@ -827,7 +844,7 @@ void tx_start(struct zpipe *zp, uint64_t pos)
     tx->pos = tx->high = pos;
     tx->copy_head = tx->copy_tail = 0;
     tx->eager = 0;
-    tx->push_run = false;
+    tx->push_run = tx->viewed = false;
     tx->end_sent = false;
     tx->reads_by = 0;
     tx->no_reads = false;
@@ -859,6 +876,7 @@ ssize_t zpipe_try_write(struct zpipe *zp, const void *buf, size_t len)
     if (zp->link != LINK_UP) {
         return -ENOTCONN;
     }
+    copy_rewind(zp);
     while (left && !zp->tx.queue.head && !ring_full(zp)) {
         size_t bytes = MIN(left, copy_room(zp));
 
@@ -867,6 +885,7 @@ ssize_t zpipe_try_write(struct zpipe *zp, const void *buf, size_t len)
         }
         memcpy(zp->own.copy + (zp->tx.copy_head & (zp->own.copy_bytes - 1)),
                from, bytes);
+        zp->stats.copied += bytes;
         publish_copied(zp, NULL, bytes);
         from += bytes;
         left -= bytes;

@@ -102,12 +102,14 @@ static int zpipe_peer(struct peer *p)
     struct zpipe *zp = zpipe_new(&p->config);
     struct zpipe_req reqs[DEPTH], *req;
     struct iovec iov[DEPTH];
+    /* who copies needs one buffer, as with a socket; who is pushed to, many */
+    int depth = p->config.flags & ZPIPE_READS_PRIVATE ? 1 : DEPTH;
     bool more = true;
     int ret;
 
     ret = zp ? zpipe_connect(zp, p->path) : -errno;
     ret = ret ?: zpipe_wait_connected(zp, 10000);
-    for (int i = 0; i < DEPTH && !ret; i++) {
+    for (int i = 0; i < depth && !ret; i++) {
         iov[i] = (struct iovec){ zpipe_buffer_new(zp, CHUNK), CHUNK };
         if (!iov[i].iov_base) {
             ret = -errno;

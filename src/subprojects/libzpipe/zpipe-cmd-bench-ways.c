@@ -16,7 +16,8 @@
 #include "zpipe-cmd-bench.h"
 
 enum {
-    FLIGHT_BYTES = 256 << 10,   /* on the way at a time, about */
+    FLIGHT_BYTES = 1 << 20,     /* on the way at a time, about: the ring */
+    HOT_BYTES = 128 << 10,      /* a writer's buffers that stay in a cache */
     DEPTH_MAX = 256,
     CHUNK_MIN = 64 << 10,       /* a sensible reader's buffer */
     WARM_UP_MS = 20, WARM_UP_MAX_MS = 150,
@@ -86,7 +87,7 @@ static size_t round_set(const struct bench_case *what, size_t least)
 
 static void fd_writer(struct bench_side *s)
 {
-    size_t size = s->what->size, set = round_set(s->what, FLIGHT_BYTES / 2);
+    size_t size = s->what->size, set = round_set(s->what, HOT_BYTES);
     char *buf;
     uint64_t sent = 0, cpu = bench_cpu_ns();
 
@@ -157,7 +158,7 @@ static unsigned depth_of(size_t each)
 
 static void zp_writer(struct bench_side *s)
 {
-    size_t size = s->what->size, set = round_set(s->what, FLIGHT_BYTES / 2);
+    size_t size = s->what->size, set = round_set(s->what, HOT_BYTES);
     unsigned depth = depth_of(size), flying = 0, next = 0;
     struct zpipe_req *reqs = calloc(depth, sizeof(*reqs)), *req;
     struct iovec *iov = calloc(depth, sizeof(*iov));

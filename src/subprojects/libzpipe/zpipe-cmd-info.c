@@ -114,10 +114,12 @@ void cmd_print_stats(const struct zpipe *zp)
         }
     }
     cmd_say("kicks=%" PRIu64 " kicks-saved=%" PRIu64 " wakeups=%" PRIu64
-            " spins=%" PRIu64 " connects=%" PRIu64 " resumed=%" PRIu64
+            " spins=%" PRIu64 " copied-bytes=%" PRIu64 " connects=%" PRIu64
+            " resumed=%" PRIu64
             " regions=%" PRIu64 " peer-regions=%" PRIu64 " refused-regions=%"
             PRIu64 " cma-errors=%" PRIu64, stats.kicks, stats.kicks_saved,
-            stats.wakeups, stats.spins, stats.connects, stats.resumed,
+            stats.wakeups, stats.spins, stats.copied, stats.connects,
+            stats.resumed,
             stats.regions, stats.peer_regions, stats.refused_regions,
             stats.cma_errors);
 }

@@ -41,9 +41,9 @@
 /* Bytes copied in one pass: bounds how long this side is busy. */
 #define ZP_PASS_BYTES       (8u << 20)
 /* Bytes on the way after which a sleeping peer is woken at once. */
-#define ZP_EAGER_BYTES      (64u << 10)
-/* The same of bytes that were pushed, as a multiple. */
-#define ZP_EAGER_PUSHED     16
+#define ZP_EAGER_BYTES      (256u << 10)
+/* The same of bytes that the peer need not copy, as a multiple. */
+#define ZP_EAGER_AT_HAND    4
 
 #define DIRECT_MIN_DEFAULT  2048u
 #define CMA_MIN_DEFAULT     (32u << 10)
@@ -134,6 +134,7 @@ struct zp_tx {
     uint64_t high;              /* was ever published in this session */
     uint64_t copy_head, copy_tail;
     uint64_t eager;             /* bytes published since the last kick */
+    bool viewed;                /* the peer looks at what it is shown */
     bool push_run;              /* all that is on the way was pushed */
     uint64_t push_next;         /* then: the posted read for the next byte */
     bool shut, end_sent;
@@ -192,8 +193,7 @@ struct zpipe {
     struct req_queue done;
     bool in_turn;               /* zpipe_reap() has not returned NULL yet */
     unsigned turn_budget;
-    uint64_t copied;            /* bytes that this side has copied, ever */
-    uint64_t turn_end;          /* the value of that at which a turn ends */
+    uint64_t turn_end;          /* stats.copied at which a turn ends */
     bool polled;                /* the descriptors have been looked at */
     bool waking;                /* wake_self() was called, nobody looked yet */
 

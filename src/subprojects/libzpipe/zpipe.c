@@ -309,7 +309,7 @@ static void begin_turn(struct zpipe *zp)
 {
     zp->in_turn = true;
     zp->turn_budget = TURN_REQUESTS;
-    zp->turn_end = zp->copied + TURN_BYTES;
+    zp->turn_end = zp->stats.copied + TURN_BYTES;
     wake_up(zp);
     if (!zp->polled) {
         link_poll(zp, 0);
@@ -337,7 +337,7 @@ struct zpipe_req *zpipe_reap(struct zpipe *zp)
     }
     while (zp->turn_budget && rounds++ < TURN_ROUNDS) {
         if (!zp->done.head) {
-            if (zp->copied >= zp->turn_end) {
+            if (zp->stats.copied >= zp->turn_end) {
                 break;
             }
             progress(zp);

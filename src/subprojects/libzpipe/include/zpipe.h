@@ -250,6 +250,7 @@ struct zpipe_count {
  * @regions, @peer_regions: registered now, by this side and by the peer
  * @refused_regions: regions of the peer that were refused
  * @cma_errors: times that the kernel refused cross-memory access
+ * @copied: bytes that this side has copied, in whatever direction
  */
 struct zpipe_stats {
     struct zpipe_count tx[ZPIPE_MECHANISMS], rx[ZPIPE_MECHANISMS];
@@ -258,6 +259,7 @@ struct zpipe_stats {
     uint64_t connects, resumed;
     uint64_t regions, peer_regions, refused_regions;
     uint64_t cma_errors;
+    uint64_t copied;
 };
 
 /**
