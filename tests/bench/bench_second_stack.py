@@ -14,6 +14,7 @@ from pathlib import Path
 
 from callgrind import BenchError
 from report import spread
+from sdhci_card import longest_access, ready_rate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / 'tests' / 'guest'))
@@ -27,6 +28,8 @@ UNIT = SERIES / 'tests' / 'unit' / 'test-async-call'
 REPEATS = 5
 DEAD_S = 3                  # how long the server does not answer
 READER_PAUSE_S = 0.1
+CARD_S = 0.1                # how long a block of the SD card takes
+CARD_BLOCKS = 8
 WORK = 200000
 
 
@@ -177,6 +180,11 @@ def measure(say):
                                         300)[0])
             keep('ready', way, 1e6 * 20000 / writes(build, device, 0,
                                                     20000)[1])
+            keep('card', way, longest_access(build, device, CARD_S,
+                                             CARD_BLOCKS))
+            with tempfile.TemporaryDirectory() as folder:
+                keep('card ready', way, ready_rate(
+                    build, device, Path(folder) / 'card', 100))
     return found
 
 
@@ -216,6 +224,18 @@ def run(say):
              'text': 'As many as qtest can send.',
              'ways': ways,
              'rows': [row('reader ready', 'writes/s', found['ready'], 'on',
+                          'base')]},
+            {'title': 'A block of an SD card',
+             'text': 'Its disk takes '
+                     f'{CARD_S * 1000:.0f} ms for a block: the longest access '
+                     f'of a guest that writes {CARD_BLOCKS} by the data port.',
+             'ways': ways,
+             'rows': [row('longest access', 'us', found['card'], 'on',
+                          'base')]},
+            {'title': 'An SD card, disk ready',
+             'text': 'Transfers of 128 blocks by DMA to a file.',
+             'ways': ways,
+             'rows': [row('disk ready', 'MiB/s', found['card ready'], 'on',
                           'base')]},
             {'title': 'A call that does not block',
              'text': 'A function that does nothing: called; on a coroutine; '

@@ -11,10 +11,8 @@
  */
 
 #include "qemu/osdep.h"
-#include "libqtest.h"
+#include "async-call-util.h"
 #include "qemu/bswap.h"
-#include "qobject/qdict.h"
-#include "qobject/qlist.h"
 
 #define DEBUGCON 0xe9
 #define PARALLEL 0x378
@@ -100,21 +98,6 @@ static void read_rest(Test *t)
     g_assert_cmpuint(read_there(t, 4096), ==, 0);
 }
 
-static uint64_t stat_value(Test *t, const char *name)
-{
-    QDict *reply = qtest_qmp(t->qts,
-        "{'execute': 'query-stats', 'arguments': {'target': 'vm',"
-        " 'providers': [{'provider': 'hotpath', 'names': [%s]}]}}", name);
-    QDict *target = qobject_to(QDict, qlist_peek(qdict_get_qlist(reply,
-                                                                 "return")));
-    QDict *stat = qobject_to(QDict, qlist_peek(qdict_get_qlist(target,
-                                                               "stats")));
-    uint64_t value = qdict_get_uint(stat, "value");
-
-    qobject_unref(reply);
-    return value;
-}
-
 /* Nobody reads: without posted writes the first byte too many would hang. */
 static void test_debugcon(void)
 {
@@ -123,9 +106,9 @@ static void test_debugcon(void)
     test_start(&t, DEBUGCON_DEVICE);
     write_debugcon(&t, MANY);
     g_assert_cmphex(qtest_inb(t.qts, DEBUGCON), ==, 0xe9);
-    g_assert_cmpuint(stat_value(&t, "async-call-chardev-inlined"), >, 0);
-    g_assert_cmpuint(stat_value(&t, "async-call-chardev-parked") +
-                     stat_value(&t, "async-call-chardev-inlined"), ==, MANY);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-chardev-inlined"), >, 0);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-chardev-parked") +
+                     async_stat(t.qts, "async-call-chardev-inlined"), ==, MANY);
     read_rest(&t);
     /* with a reader that keeps up, nothing waits */
     write_debugcon(&t, 1);
@@ -139,7 +122,7 @@ static void test_parallel(void)
 
     test_start(&t, "-device isa-parallel,chardev=c,posted-writes=on");
     write_parallel(&t, MANY);
-    g_assert_cmpuint(stat_value(&t, "async-call-chardev-parked"), >, 0);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-chardev-parked"), >, 0);
     while (t.got < t.written) {
         read_there(&t, 4096);
     }
@@ -186,14 +169,14 @@ static void test_full(void)
 
     test_start(&t, DEBUGCON_DEVICE);
     write_debugcon(&t, FIFO_BYTES);
-    g_assert_cmpuint(stat_value(&t, "async-call-chardev-refused"), ==, 0);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-chardev-refused"), ==, 0);
     thread = g_thread_new("reader", late_reader, &t);
     while (t.written < FIFO_BYTES + 2 * MANY) {
         qtest_outb(t.qts, DEBUGCON, pattern(t.written));
         qatomic_set(&t.written, t.written + 1);
     }
     g_thread_join(thread);
-    g_assert_cmpuint(stat_value(&t, "async-call-chardev-refused"), >, 0);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-chardev-refused"), >, 0);
     g_assert_cmpuint(read_there(&t, 4096), ==, 0);
     test_end(&t);
 }
@@ -250,44 +233,6 @@ static void test_reader_gone(void)
     qtest_quit(t.qts);
 }
 
-/* Wait for one of two states of a migration. */
-static bool migrated(Test *t)
-{
-    for (;;) {
-        QDict *reply = qtest_qmp(t->qts, "{'execute': 'query-migrate'}");
-        QDict *info = qdict_get_qdict(reply, "return");
-        const char *status = qdict_get_try_str(info, "status");
-        bool completed = !g_strcmp0(status, "completed");
-        bool failed = !g_strcmp0(status, "failed");
-
-        qobject_unref(reply);
-        if (completed || failed) {
-            return completed;
-        }
-        g_usleep(1000);
-    }
-}
-
-static void save_to(Test *t, const char *path)
-{
-    g_autofree char *uri = g_strdup_printf("file:%s", path);
-
-    qtest_qmp_assert_success(t->qts, "{'execute': 'stop'}");
-    qtest_qmp_assert_success(t->qts, "{'execute': 'migrate', 'arguments':"
-                             " {'uri': %s}}", uri);
-    g_assert_true(migrated(t));
-}
-
-static bool load_from(Test *t, const char *path)
-{
-    g_autofree char *uri = g_strdup_printf("file:%s", path);
-
-    qtest_qmp_assert_success(t->qts, "{'execute': 'migrate-incoming',"
-                             " 'arguments': {'uri': %s,"
-                             " 'exit-on-error': false}}", uri);
-    return migrated(t);
-}
-
 typedef struct Saved {
     Test source;
     char *path;
@@ -305,7 +250,7 @@ static void saved_init(Saved *s, const char *devices)
     } else {
         write_debugcon(&s->source, MANY);
     }
-    save_to(&s->source, s->path);
+    async_save(s->source.qts, s->path);
     while (read_there(&s->source, 4096)) {
         qtest_qmp_assert_success(s->source.qts, "{'execute': 'query-status'}");
     }
@@ -331,7 +276,7 @@ static void check_migration(const char *devices)
     test_start(&t, incoming);
     t.written = s.source.written;
     t.got = s.source.got;
-    g_assert_true(load_from(&t, s.path));
+    g_assert_true(async_load(t.qts, s.path));
     qtest_qmp_assert_success(t.qts, "{'execute': 'cont'}");
     while (t.got < t.written) {
         read_there(&t, 4096);
@@ -359,7 +304,7 @@ static void test_migrate_off(void)
 
     saved_init(&s, DEBUGCON_DEVICE);
     test_start(&t, "-device isa-debugcon,chardev=c -incoming defer");
-    g_assert_false(load_from(&t, s.path));
+    g_assert_false(async_load(t.qts, s.path));
     test_end(&t);
     saved_end(&s);
 }
@@ -386,7 +331,7 @@ static void test_migrate_hostile(void)
         stl_be_p(at + field * 4, FIFO_BYTES + 1);
         g_assert_true(g_file_set_contents(s.path, data, len, NULL));
         test_start(&t, DEBUGCON_DEVICE " -incoming defer");
-        g_assert_false(load_from(&t, s.path));
+        g_assert_false(async_load(t.qts, s.path));
         test_end(&t);
         stl_be_p(at + field * 4, good);
     }
@@ -405,7 +350,7 @@ static void test_migrate_empty(void)
     test_start(&t, DEBUGCON_DEVICE);
     write_debugcon(&t, 1);
     read_rest(&t);
-    save_to(&t, path);
+    async_save(t.qts, path);
     g_assert_true(g_file_get_contents(path, &data, &len, NULL));
     g_assert_null(memmem(data, len, "isa-debugcon", 12));
     test_end(&t);
@@ -446,15 +391,9 @@ static void test_icount_refused(void)
         "-icount shift=1 -chardev null,id=c "
         "-device isa-debugcon,chardev=c,posted-writes=on",
         qtest_qemu_binary(NULL));
-    g_autofree char *err = NULL;
-    int status;
 
-    g_assert_true(g_spawn_command_line_sync(command, NULL, &err, &status,
-                                            NULL));
-    g_assert_cmpint(status, !=, 0);
-    g_assert_nonnull(strstr(err, "Property 'posted-writes' of isa-debugcon is "
-                                 "on, but must be off with record/replay and "
-                                 "icount"));
+    async_check_refused(command, "Property 'posted-writes' of isa-debugcon is "
+                        "on, but must be off with record/replay and icount");
 }
 
 int main(int argc, char **argv)

@@ -9,9 +9,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "libqtest.h"
-#include "qobject/qdict.h"
-#include "qobject/qlist.h"
+#include "async-call-util.h"
 
 #define FLASH_SIZE (4 * 1024 * 1024)
 #define FLASH_BASE (0x100000000ull - FLASH_SIZE)
@@ -75,11 +73,7 @@ static void test_end(Test *t)
 /* To the chip's own back end: a new one would wait for what is held. */
 static void qemu_io(Test *t, const char *command)
 {
-    g_autofree char *reply = qtest_hmp(t->qts, "qemu-io -d "
-                                       "/machine/system.flash0 \"%s\"",
-                                       command);
-
-    g_assert_cmpstr(reply, ==, "");
+    async_qemu_io(t->qts, "/machine/system.flash0", command);
 }
 
 /* The next write of the image waits for release(). */
@@ -107,6 +101,14 @@ static void erase(Test *t, uint32_t offset)
     memset(t->expected + offset, 0xff, SECTOR);
 }
 
+/* A throttle lets one write pass; the others wait for a drain. */
+static void program_some(Test *t, unsigned seed)
+{
+    for (int i = 0; i < 20; i++) {
+        program(t, i * 3000 + seed, i + seed);
+    }
+}
+
 /* What the guest reads is what it wrote, image or not. */
 static void check_guest(Test *t, uint32_t offset, unsigned count)
 {
@@ -115,21 +117,6 @@ static void check_guest(Test *t, uint32_t offset, unsigned count)
         g_assert_cmphex(qtest_readb(t->qts, FLASH_BASE + offset + i), ==,
                         t->expected[offset + i]);
     }
-}
-
-static uint64_t stat_value(Test *t, const char *name)
-{
-    QDict *reply = qtest_qmp(t->qts,
-        "{'execute': 'query-stats', 'arguments': {'target': 'vm',"
-        " 'providers': [{'provider': 'hotpath', 'names': [%s]}]}}", name);
-    QDict *target = qobject_to(QDict, qlist_peek(qdict_get_qlist(reply,
-                                                                 "return")));
-    QDict *stat = qobject_to(QDict, qlist_peek(qdict_get_qlist(target,
-                                                               "stats")));
-    uint64_t value = qdict_get_uint(stat, "value");
-
-    qobject_unref(reply);
-    return value;
 }
 
 static void test_off(void)
@@ -156,8 +143,8 @@ static void test_goes_on(void)
     program(&t, SECTOR + 1, 0x34);
     check_guest(&t, 0, 700);
     check_guest(&t, SECTOR, 16);
-    g_assert_cmpuint(stat_value(&t, "async-call-pflash-parked"), >, 1);
-    g_assert_cmpuint(stat_value(&t, "async-call-pflash-refused"), ==, 0);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-pflash-parked"), >, 1);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-pflash-refused"), ==, 0);
     release(&t);
     test_end(&t);
 }
@@ -248,7 +235,7 @@ static void test_full(void)
         erase(&t, i * SECTOR);
         program(&t, i * SECTOR, i);
     }
-    g_assert_cmpuint(stat_value(&t, "async-call-pflash-refused"), ==, 1);
+    g_assert_cmpuint(async_stat(t.qts, "async-call-pflash-refused"), ==, 1);
     test_end(&t);
 }
 
@@ -259,15 +246,111 @@ static void test_icount_refused(void)
         "-icount shift=1 -blockdev null-co,node-name=n,size=%d,read-zeroes=on "
         "-global driver=cfi.pflash01,property=write-behind,value=on",
         qtest_qemu_binary(NULL), FLASH_SIZE);
-    g_autofree char *err = NULL;
-    int status;
 
-    g_assert_true(g_spawn_command_line_sync(command, NULL, &err, &status,
-                                            NULL));
-    g_assert_cmpint(status, !=, 0);
-    g_assert_nonnull(strstr(err, "Property 'write-behind' of cfi.pflash01 is "
-                                 "on, but must be off with record/replay and "
-                                 "icount"));
+    async_check_refused(command, "Property 'write-behind' of cfi.pflash01 is "
+                        "on, but must be off with record/replay and icount");
+}
+
+/*
+ * A job has drained the image and waits for its target, to take its place: what
+ * is written now has to get there.
+ */
+static void test_job_completes(void)
+{
+    g_autofree char *target = NULL;
+    g_autofree char *data = NULL;
+    size_t len;
+    Test t;
+
+    close(g_file_open_tmp("pflash-behind-XXXXXX", &target, NULL));
+    test_start_on(&t, "on", BLKDEBUG);
+    g_assert_cmpint(truncate(target, FLASH_SIZE), ==, 0);
+    /* quorum flushes both, and one takes a while */
+    qtest_qmp_assert_success(t.qts, "{'execute': 'blockdev-add',"
+        " 'arguments': {'driver': 'quorum', 'node-name': 'target',"
+        " 'vote-threshold': 1, 'rewrite-corrupted': false, 'children': ["
+        " {'driver': 'file', 'filename': %s},"
+        " {'driver': 'null-co', 'size': %d, 'latency-ns': 300000000}]}}",
+        target, FLASH_SIZE);
+    qtest_qmp_assert_success(t.qts, "{'execute': 'blockdev-mirror',"
+        " 'arguments': {'job-id': 'job', 'device': 'slow', 'target': 'target',"
+        " 'sync': 'full'}}");
+    qtest_qmp_eventwait(t.qts, "BLOCK_JOB_READY");
+    qtest_qmp_assert_success(t.qts, "{'execute': 'block-job-complete',"
+                             " 'arguments': {'device': 'job'}}");
+    for (int i = 0; i < 20; i++) {
+        program(&t, i * SECTOR, i);
+        g_usleep(20 * 1000);
+    }
+    qtest_qmp_eventwait(t.qts, "BLOCK_JOB_COMPLETED");
+    qtest_quit(t.qts);
+    g_assert_true(g_file_get_contents(target, &data, &len, NULL));
+    g_assert_cmpuint(len, ==, FLASH_SIZE);
+    g_assert_cmpint(memcmp(data, t.expected, len), ==, 0);
+    unlink(target);
+    test_free(&t);
+}
+
+static void test_migrate(void)
+{
+    g_autofree char *path = NULL;
+    Test t;
+
+    close(g_file_open_tmp("pflash-behind-XXXXXX", &path, NULL));
+    test_start_on(&t, "on", THROTTLE);
+    program_some(&t, 0);
+    async_save(t.qts, path);
+    check_image(&t);
+    qtest_quit(t.qts);
+    t.qts = qtest_initf("-blockdev file,node-name=file,filename=%s "
+                        "-machine pc,pflash0=file -m 16 -global driver="
+                        "cfi.pflash01,property=write-behind,value=on "
+                        "-incoming defer", t.path);
+    g_assert_true(async_load(t.qts, path));
+    qtest_qmp_assert_success(t.qts, "{'execute': 'cont'}");
+    check_guest(&t, 0, 3001);
+    program_some(&t, 1);
+    test_end(&t);
+    unlink(path);
+}
+
+#define QCOW "-blockdev qcow2,node-name=qcow,file=file " \
+             "-object throttle-group,id=tg,x-iops-total=1 " \
+             "-blockdev throttle,node-name=slow,throttle-group=tg,file=qcow"
+
+static void test_snapshot(void)
+{
+    g_autofree char *raw = NULL;
+    g_autofree uint8_t *saved = NULL;
+    Test t;
+
+    test_start_on(&t, "off", BLKDEBUG);
+    qtest_quit(t.qts);
+    raw = t.path;
+    t.path = g_strdup_printf("%s.qcow2", raw);
+    if (!async_convert(raw, "raw", t.path, "qcow2")) {
+        unlink(raw);
+        test_free(&t);
+        return;
+    }
+    t.qts = qtest_initf("-blockdev file,node-name=file,filename=%s " QCOW
+                        " -machine pc,pflash0=slow -m 16 -global driver="
+                        "cfi.pflash01,property=write-behind,value=on", t.path);
+    program_some(&t, 0);
+    g_assert_true(async_snapshot(t.qts, "snapshot-save"));
+    saved = g_memdup2(t.expected, FLASH_SIZE);
+    program_some(&t, 1);
+    g_assert_true(async_snapshot(t.qts, "snapshot-load"));
+    memcpy(t.expected, saved, FLASH_SIZE);
+    check_guest(&t, 0, 3001);
+    program(&t, 77, 1);
+    qtest_quit(t.qts);
+    g_assert_true(async_convert(t.path, "qcow2", raw, "raw"));
+    unlink(t.path);
+    g_free(t.path);
+    t.path = g_strdup(raw);
+    check_image(&t);
+    test_free(&t);
 }
 
 int main(int argc, char **argv)
@@ -279,6 +362,9 @@ int main(int argc, char **argv)
     qtest_add_func("/pflash-behind/reset", test_reset);
     qtest_add_func("/pflash-behind/drain", test_drain);
     qtest_add_func("/pflash-behind/order", test_order);
+    qtest_add_func("/pflash-behind/job-completes", test_job_completes);
+    qtest_add_func("/pflash-behind/migrate", test_migrate);
+    qtest_add_func("/pflash-behind/snapshot", test_snapshot);
     qtest_add_func("/pflash-behind/full", test_full);
     qtest_add_func("/pflash-behind/icount-refused", test_icount_refused);
     return g_test_run();

@@ -11,7 +11,9 @@
  *
  * The queue is no state of the device.  It counts as requests in flight when
  * the image is drained; its requests must then not be held back by the drain
- * that waits for them.
+ * that waits for them.  A write that comes when the image has been drained, and
+ * a job is about to replace it, say, is held back: as any other it must not
+ * pass.  It is not queued, then, because the next drain would wait for it.
  */
 
 #include "qemu/osdep.h"
@@ -36,14 +38,25 @@ static AsyncCallSite pflash_site = { .name = "pflash" };
 
 static void start_first(PflashBehind *behind);
 
+static void report(int ret)
+{
+    if (ret < 0) {
+        error_report("Could not update PFLASH: %s", strerror(-ret));
+    }
+}
+
+static void write_now(PflashBehind *behind, int64_t offset, const void *data,
+                      int64_t bytes)
+{
+    report(blk_pwrite(behind->blk, offset, bytes, data, 0));
+}
+
 static void write_done(void *opaque, int ret)
 {
     PflashWrite *w = opaque;
     PflashBehind *behind = w->behind;
 
-    if (ret < 0) {
-        error_report("Could not update PFLASH: %s", strerror(-ret));
-    }
+    report(ret);
     trace_pflash_behind_done(w->offset, w->qiov.size, ret);
     QSIMPLEQ_REMOVE_HEAD(&behind->queue, next);
     behind->waiting_bytes -= w->qiov.size;
@@ -56,6 +69,7 @@ static void start_first(PflashBehind *behind)
 {
     PflashWrite *w = QSIMPLEQ_FIRST(&behind->queue);
 
+    blk_set_disable_request_queuing(behind->blk, w);
     if (w) {
         blk_aio_pwritev(behind->blk, w->offset, &w->qiov, 0, write_done, w);
     }
@@ -81,6 +95,11 @@ void pflash_behind_write(PflashBehind *behind, int64_t offset,
     bool was_empty = QSIMPLEQ_EMPTY(&behind->queue);
     PflashWrite *w;
 
+    if (was_empty && blk_in_drain(behind->blk)) {
+        pflash_site.refused++;
+        write_now(behind, offset, data, bytes);
+        return;
+    }
     if (merge(behind, offset, data, bytes)) {
         return;
     }
@@ -132,7 +151,6 @@ bool pflash_behind_realize(PflashBehind *behind, BlockBackend *blk,
     behind->blk = blk;
     QSIMPLEQ_INIT(&behind->queue);
     blk_set_dev_ops(blk, &dev_ops, behind);
-    blk_set_disable_request_queuing(blk, true);
     async_call_show_site(&pflash_site);
     return true;
 }
