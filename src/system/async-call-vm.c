@@ -18,6 +18,7 @@
 #include "system/runstate.h"
 
 #define MAX_SITES 16
+#define MAX_INFOS 4
 #define DEADLINE_PROPERTY "query-block-deadline-ms"
 
 /* Levels, before the counters of the sites */
@@ -43,6 +44,9 @@ static const struct {
 
 static AsyncCallSite *sites[MAX_SITES];
 static unsigned n_sites;
+
+static AsyncCallInfo *infos[MAX_INFOS];
+static unsigned n_infos;
 
 static HotpathStat stats[ARRAY_SIZE(levels) +
                          MAX_SITES * ARRAY_SIZE(counters)];
@@ -112,6 +116,17 @@ void async_call_show_site(AsyncCallSite *site)
     }
 }
 
+void async_call_show_info(AsyncCallInfo *info)
+{
+    for (int i = 0; i < n_infos; i++) {
+        if (infos[i] == info) {
+            return;
+        }
+    }
+    assert(n_infos < MAX_INFOS);
+    infos[n_infos++] = info;
+}
+
 void hmp_info_async_calls(Monitor *mon, const QDict *qdict)
 {
     AsyncCallTotals totals;
@@ -130,6 +145,9 @@ void hmp_info_async_calls(Monitor *mon, const QDict *qdict)
                            counter(sites[s], i));
         }
         monitor_printf(mon, "\n");
+    }
+    for (int i = 0; i < n_infos; i++) {
+        infos[i](mon);
     }
 }
 

@@ -29,4 +29,18 @@ void async_call_machine_class_init(ObjectClass *oc);
  */
 void async_call_show_site(AsyncCallSite *site);
 
+/**
+ * typedef AsyncCallInfo: prints one line for HMP info async-calls
+ * @mon: the monitor
+ */
+typedef void AsyncCallInfo(Monitor *mon);
+
+/**
+ * async_call_show_info: have a mechanism's line in HMP info async-calls
+ * @info: prints it; naming it twice is harmless
+ *
+ * Context: BQL held.
+ */
+void async_call_show_info(AsyncCallInfo *info);
+
 #endif
