@@ -25,11 +25,13 @@ SERIES = ROOT / 'build' / 'out'
 BASE = ROOT / 'build' / 'base' / 'out'
 SHIM = SERIES / 'tests' / 'qtest' / 'libslow-fstat.so'
 UNIT = SERIES / 'tests' / 'unit' / 'test-async-call'
+POSTED_UNIT = SERIES / 'tests' / 'unit' / 'test-posted-mmio'
 REPEATS = 5
 DEAD_S = 3                  # how long the server does not answer
 READER_PAUSE_S = 0.1
 CARD_S = 0.1                # how long a block of the SD card takes
 CARD_BLOCKS = 8
+DISK_S = 0.1                # how long a floppy disk's write takes
 WORK = 200000
 
 
@@ -137,9 +139,54 @@ def writes(build, device, pause_s, count):
         qemu.wait()
 
 
-def call_costs():
-    """Return {way: [ns]} as the unit test measures them, in turn."""
-    done = subprocess.run([UNIT, '-m', 'perf', '-p', '/async-call/perf'],
+def floppy(build, posted):
+    """Return the longest access, in us, of a guest that writes two sectors of
+    a floppy disk by its data port; the disk takes 100 ms for each."""
+    test, test_qemu = socket.socketpair()
+    qemu = subprocess.Popen(
+        [build / 'qemu-system-x86_64', '-machine', 'pc,accel=qtest', '-m',
+         '16', '-nodefaults', '-display', 'none', '-chardev',
+         f'socket,id=t,fd={test_qemu.fileno()}', '-qtest', 'chardev:t',
+         '-blockdev', 'null-co,node-name=slow,size=1474560,latency-ns='
+         f'{int(DISK_S * 1e9)}', '-device', 'floppy,drive=slow', *posted],
+        pass_fds=(test_qemu.fileno(),), stderr=subprocess.DEVNULL)
+    test_qemu.close()
+    try:
+        answers = test.makefile('rb')
+        longest = 0
+
+        def access(command):
+            nonlocal longest
+            start = time.monotonic()
+            test.sendall(command.encode() + b'\n')
+            words = answers.readline().split()
+            if not words or words[0] != b'OK':
+                raise BenchError(f'{build}: qtest did not answer')
+            longest = max(longest, time.monotonic() - start)
+            return int(words[1], 16) if len(words) > 1 else 0
+
+        # the first answer comes when QEMU has started
+        access('outb 0x3f2 0x14')
+        # and for a while QEMU still starts
+        for _ in range(5000):
+            access('inb 0x3f4')
+        longest = 0
+        # write, both sides, one sector of each
+        for byte in (0xc5, 0, 0, 0, 1, 2, 1, 0x1b, 0xff, *bytes(1024)):
+            while access('inb 0x3f4') & 0xc0 != 0x80:
+                time.sleep(0.001)
+            access(f'outb 0x3f5 {byte:#x}')
+        while access('inb 0x3f4') & 0xc0 != 0xc0:
+            time.sleep(0.001)
+        return longest * 1e6
+    finally:
+        qemu.kill()
+        qemu.wait()
+
+
+def call_costs(unit=UNIT, case='/async-call/perf', needed='thread'):
+    """Return {way: [ns]} as a unit test measures them, in turn."""
+    done = subprocess.run([unit, '-m', 'perf', '-p', case],
                           text=True, stdout=subprocess.PIPE, timeout=300,
                           check=True)
     found = {}
@@ -147,8 +194,8 @@ def call_costs():
         words = line.split()
         for way, value in zip(words[::2], words[1::2]):
             found.setdefault(way, []).append(float(value))
-    if len(found.get('thread', [])) < REPEATS:
-        raise BenchError(f'{UNIT}: no figures: {done.stdout}')
+    if len(found.get(needed, [])) < REPEATS:
+        raise BenchError(f'{unit}: no figures: {done.stdout}')
     return found
 
 
@@ -176,6 +223,8 @@ def measure(say):
             speed, pause = progress(build, machine)
             keep('speed', way, speed)
             keep('pause', way, pause)
+            keep('floppy', way, floppy(build, (
+                '-global', 'isa-fdc.posted-writes=on') if way == 'on' else ()))
             keep('longest', way, writes(build, device, READER_PAUSE_S,
                                         300)[0])
             keep('ready', way, 1e6 * 20000 / writes(build, device, 0,
@@ -195,6 +244,7 @@ def run(say):
             raise BenchError(f'{build} holds no QEMU: make build build-base')
     say('a call')
     costs = call_costs()
+    posted_costs = call_costs(POSTED_UNIT, '/posted-mmio/perf', 'posted')
     found = measure(say)
     ways = ['base', 'off', 'on']
     return {
@@ -237,6 +287,18 @@ def run(say):
              'ways': ways,
              'rows': [row('disk ready', 'MiB/s', found['card ready'], 'on',
                           'base')]},
+            {'title': 'A floppy disk that is slow',
+             'text': f'Each write takes {DISK_S * 1000:.0f} ms: the longest '
+                     'access, from command to answer of qtest, while two '
+                     'sectors are written through the data port.',
+             'ways': ways,
+             'rows': [row('longest access', 'us', found['floppy'], 'on',
+                          'base')]},
+            {'title': 'A posted write that does not block',
+             'text': 'A handler that notes the value: called as for a region '
+                     'that is not posted, and for one that is.',
+             'ways': ['plain', 'posted'],
+             'rows': [row('write', 'ns', posted_costs, 'posted', 'plain')]},
             {'title': 'A call that does not block',
              'text': 'A function that does nothing: called; on a coroutine; '
                      'by async_call(); and in a thread, there and back.',

@@ -719,11 +719,12 @@ static void test_storm(void)
 /* What the dispatch does for a region that is not posted: the guard. */
 static double time_plain(Dev *d)
 {
+    const MemoryRegionOps *volatile ops = &dev_ops;
     int64_t start = get_clock();
 
     for (unsigned i = 0; i < PERF_WRITES; i++) {
         d->state.mem_reentrancy_guard.engaged_in_io = true;
-        dev_ops.write_with_attrs(d, 0, 0, 8, MEMTXATTRS_UNSPECIFIED);
+        ops->write_with_attrs(d, 0, 0, 8, MEMTXATTRS_UNSPECIFIED);
         d->state.mem_reentrancy_guard.engaged_in_io = false;
     }
     return (double)(get_clock() - start) / PERF_WRITES;
