@@ -13,7 +13,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "libqtest.h"
+#include "async-call-util.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 
@@ -440,28 +440,6 @@ static void run_qemu_img(const char *format, const char *disk,
     g_assert_cmpint(status, ==, 0);
 }
 
-/*
- * The base frees neither the channels of savevm and loadvm nor the description
- * of what it saved (migration/savevm.c).  What this is about needs no sanitizer
- * to show.
- */
-static Test *test_start_without_leak_check(const char *property,
-                                           const char *node)
-{
-    g_autofree char *before = g_strdup(g_getenv("ASAN_OPTIONS"));
-    g_autofree char *now = g_strdup_printf("%s:detect_leaks=0", before ?: "");
-    Test *t;
-
-    g_setenv("ASAN_OPTIONS", now, true);
-    t = test_start_on(property, node);
-    if (before) {
-        g_setenv("ASAN_OPTIONS", before, true);
-    } else {
-        g_unsetenv("ASAN_OPTIONS");
-    }
-    return t;
-}
-
 static void test_snapshot(void)
 {
     g_autofree char *disk = NULL;
@@ -477,7 +455,9 @@ static void test_snapshot(void)
     /* what is saved goes to the node, behind the drive's throttle */
     node = g_strdup_printf("-drive if=none,id=slow,file=%s,format=qcow2,"
                            "throttling.iops-total=1", disk);
-    t = test_start_without_leak_check("on", node);
+    async_check_leaks(false);
+    t = test_start_on("on", node);
+    async_check_leaks(true);
     stop_with_queue(t);
     hmp(t, "savevm s");
     for (int i = 0; i < 3; i++) {
