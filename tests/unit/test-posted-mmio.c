@@ -719,6 +719,7 @@ static void test_storm(void)
 /* What the dispatch does for a region that is not posted: the guard. */
 static double time_plain(Dev *d)
 {
+    /* volatile: the dispatch does not know which function it calls, either */
     const MemoryRegionOps *volatile ops = &dev_ops;
     int64_t start = get_clock();
 
