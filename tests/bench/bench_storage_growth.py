@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Growth of storage: the loop's time, and what the guard costs.
 
-STORAGE_EXTENSIONS says how many extensions are measured per way (default 60).
+STORAGE_EXTENSIONS says how many extensions are measured per way (default 60),
+STORAGE_TABLES which of the tables loop, cost, instructions, proactive and
+machines are wanted (default all).
 """
 import json
 import os
@@ -389,11 +391,13 @@ def proactive_table(say):
     """The highest rate at which storage grows before a write waits."""
     free = max(unguarded_trial() for _ in range(3))
     say(f'unguarded: {free / MIB:.0f} MiB/s')
-    low, high, best, asked = 0, free * 1.1, 0, 0
-    for _ in range(PROACTIVE_TRIALS):
-        rate = high if not best and not low else (low + high) / 2
+    low, high, best, asked, told = 0, free * 1.1, 0, 0, []
+    for number in range(PROACTIVE_TRIALS):
+        rate = (low + high) / 2 if number else high
         got, held, count = proactive_trial(int(rate))
-        say(f'{got / MIB:.0f} MiB/s: {count} requests, {held} too late')
+        told.append(f'{got / MIB:.0f} MiB/s, at most {rate / MIB:.0f}: '
+                    f'{count} requests, {held} too late')
+        say(told[-1])
         if held:
             high = rate
         else:
@@ -407,7 +411,8 @@ def proactive_table(say):
     return {'title': 'Highest rate of writing without a write that waits',
             'text': 'qemu-img bench through NBD to qemu-storage-daemon, qcow2 '
                     'on a loop device in memory, by bisection.  The ratio is '
-                    'that of guarded to unguarded.',
+                    'that of guarded to unguarded.  All trials: '
+                    + '; '.join(told) + '.',
             'ways': ['unguarded', 'guarded'], 'rows': [row]}
 
 
@@ -485,10 +490,14 @@ def run(say):
     """Run the benchmark."""
     if os.geteuid():
         raise BenchError('loop devices need root')
+    tables = {'loop': loop_table, 'cost': cost_table,
+              'instructions': instruction_table, 'proactive': proactive_table,
+              'machines': machines_table}
+    wanted = os.environ.get('STORAGE_TABLES', ' '.join(tables)).split()
+    if not wanted or not set(wanted) <= set(tables):
+        raise BenchError(f'STORAGE_TABLES: {" ".join(tables)}')
     return {'name': 'storage-growth', 'title': 'Growth of storage',
-            'tables': [loop_table(say), cost_table(say),
-                       instruction_table(say), proactive_table(say),
-                       machines_table(say)]}
+            'tables': [tables[name](say) for name in wanted]}
 
 
 if __name__ == '__main__':

@@ -148,6 +148,28 @@ class StorageDomain(LibvirtTest):
         self.check(domain)
         self.assertIn('(stopped)', Path(f'/proc/{pid}/status').read_text())
 
+    def wait_said(self, text, start):
+        """Wait until the daemons' log has a text behind a position."""
+        log = Path(self.daemons.log.name)
+        end = time.monotonic() + 60
+        while text.encode() not in log.read_bytes()[start:]:
+            self.assertLess(time.monotonic(), end, f'nobody says "{text}"')
+            time.sleep(0.1)
+
+    def test_off_and_on(self):
+        """A domain that is off is forgotten; it is served when on again."""
+        domain = self.make(Loop, True)
+        start = Path(self.daemons.log.name).stat().st_size
+        self.follow()
+        domain.start()
+        self.wait_said(' has grown from ', start)
+        self.daemon.virsh('destroy', domain.name)
+        self.wait_said(f'{domain.name}: is off', start)
+        before = len(self.daemons.growths())
+        domain.start()
+        self.check(domain)
+        self.assertGreater(len(self.daemons.growths()), before)
+
     def test_killed(self):
         """Kill -9 of the agent and the controller all the time."""
         domain = self.make(Tmpfs, True)

@@ -26,10 +26,13 @@
 #define LIMIT (INT64_MAX / 4)     /* of sizes, see policy.c */
 #define WAIT_MS 60000
 #define GROWTHS 3
-#define CONFIG "{\"policies\": [{\"provider\": \"file\", " \
-               "\"chunk\": 1048576, \"align\": 512, \"max\": 1073741824}]}"
+#define MANY 400                  /* more than 64 KiB of the journal */
+#define CONFIG(more) \
+    "{\"policies\": [{\"chunk\": 1048576, \"align\": 512, " \
+    "\"max\": 1073741824, " more "}]}"
 
 static char *dir, *path;
+static const char *config = CONFIG("\"provider\": \"file\"");
 
 /* Shared with the controllers */
 static struct Shared {
@@ -490,6 +493,10 @@ static void test_sync_fails(void)
     g_assert_cmpint(unlink(path), ==, 0);
     g_assert_false(sg_journal_sync(j, &error));
     g_assert_nonnull(error);
+    g_clear_error(&error);
+    g_assert_null(begin(j, 5, &error));
+    g_assert_nonnull(error);
+    g_assert_null(sg_journal_find(j, "i/5/1"));
     sg_journal_close(j);
 
     /* nothing to do, nothing done */
@@ -694,7 +701,7 @@ static void ignore_log(const char *domain, GLogLevelFlags level,
 static G_NORETURN void be_controller(int fd)
 {
     g_autoptr(GError) error = NULL;
-    GPtrArray *policies = sg_policies_parse(CONFIG, &error);
+    GPtrArray *policies = sg_policies_parse(config, &error);
     SgJournal *j = sg_journal_open(path, &error);
     GSocket *sock = g_socket_new_from_fd(fd, NULL);
 
@@ -935,6 +942,46 @@ static void test_no_sync(void)
     g_assert_cmpint(shared->grown, ==, GROWTHS);
 }
 
+/* What goes with the power need not be on the disk, but from time to time */
+static void test_volatile(void)
+{
+    static const struct {
+        const char *config;
+        int least, most;
+    } cases[] = {
+        { CONFIG("\"provider\": \"loop\""), 1, 4 },
+        { CONFIG("\"provider\": \"tmpfs\""), 1, 4 },
+        { CONFIG("\"provider\": \"loop\", \"resource\": \"/other\""),
+          MANY, MANY },
+        { CONFIG("\"provider\": \"lvm\""), MANY, MANY },
+        { CONFIG("\"provider\": \"file\""), MANY, MANY },
+        { CONFIG("\"provider\": \"exec\", \"command\": [\"/p\"]"), MANY, MANY },
+    };
+    const char *old = config;
+
+    for (int i = 0; i < G_N_ELEMENTS(cases); i++) {
+        Controller c;
+
+        unlink(path);
+        reset_storage(MiB);
+        config = cases[i].config;
+        c = start();
+        for (int id = 1; id <= MANY; id++) {
+            g_assert_true(ask(&c, id));
+        }
+        end(&c);
+        g_assert_cmpint(shared->grown, ==, MANY);
+        g_assert_cmpint(shared->syncs, >=, cases[i].least);
+        g_assert_cmpint(shared->syncs, <=, cases[i].most);
+        /* killed, it has forgotten nothing */
+        c = start();
+        g_assert_true(ask(&c, MANY));
+        end(&c);
+        g_assert_cmpint(shared->grown, ==, MANY);
+    }
+    config = old;
+}
+
 /* What begins at the same time waits for the disk once */
 static void test_one_sync(void)
 {
@@ -1035,6 +1082,7 @@ int main(int argc, char **argv)
     g_test_add_func("/storage-growth/controller/dies", test_dies);
     g_test_add_func("/storage-growth/controller/no-sync", test_no_sync);
     g_test_add_func("/storage-growth/controller/one-sync", test_one_sync);
+    g_test_add_func("/storage-growth/controller/volatile", test_volatile);
     g_test_add_func("/storage-growth/controller/odd-requests",
                     test_odd_requests);
     ret = g_test_run();

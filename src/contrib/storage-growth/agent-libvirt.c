@@ -45,6 +45,8 @@ typedef struct LibvirtVm {
     char uuid[UUID_LEN];
     bool asking;                  /* it is asked what is requested */
     bool ask_again;               /* ... and may know more by now */
+    unsigned jobs;                /* that are not done */
+    unsigned timer;               /* of query_again(), or 0 */
 } LibvirtVm;
 
 /* Ask a domain, or answer it */
@@ -54,7 +56,8 @@ typedef struct Job {
     int64_t id, attempt;
     char *result;
 
-    bool failed;                  /* it is on, but could not be reached */
+    bool failed;                  /* it may be on, but could not be reached */
+    bool gone;                    /* it is off */
     QObject *reply;               /* or NULL */
 } Job;
 
@@ -69,6 +72,13 @@ typedef struct Seen {
  * Main loop
  */
 
+static void push_job(LibvirtVm *v, Job *job)
+{
+    job->v = v;
+    v->jobs++;
+    g_thread_pool_push(v->host->jobs, job, NULL);
+}
+
 static void libvirt_query(SgVm *vm)
 {
     LibvirtVm *v = container_of(vm, LibvirtVm, vm);
@@ -78,8 +88,7 @@ static void libvirt_query(SgVm *vm)
     if (!v->asking) {
         v->asking = true;
         job = g_new0(Job, 1);
-        job->v = v;
-        g_thread_pool_push(v->host->jobs, job, NULL);
+        push_job(v, job);
     }
 }
 
@@ -89,12 +98,11 @@ static void libvirt_resolve(SgVm *vm, int64_t id, int64_t attempt,
     LibvirtVm *v = container_of(vm, LibvirtVm, vm);
     Job *job = g_new0(Job, 1);
 
-    job->v = v;
     job->resolve = true;
     job->id = id;
     job->attempt = attempt;
     job->result = g_strdup(result);
-    g_thread_pool_push(v->host->jobs, job, NULL);
+    push_job(v, job);
 }
 
 static gboolean seen_in_main(gpointer opaque)
@@ -121,36 +129,54 @@ static gboolean seen_in_main(gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
-static gboolean query_again(gpointer vm)
+static gboolean query_again(gpointer opaque)
 {
-    libvirt_query(vm);
+    LibvirtVm *v = opaque;
+
+    v->timer = 0;
+    libvirt_query(&v->vm);
     return G_SOURCE_REMOVE;
+}
+
+/* A domain that is off is forgotten; an event makes it known again */
+static void forget(LibvirtVm *v)
+{
+    g_message("%s: is off", v->vm.name);
+    sg_agent_remove(&v->vm);
+    g_hash_table_remove(v->host->vms, v->uuid);
+    g_free(v->vm.name);
+    g_free(v);
 }
 
 static gboolean job_done(gpointer opaque)
 {
     Job *job = opaque;
-    SgVm *vm = &job->v->vm;
+    LibvirtVm *v = job->v;
+    SgVm *vm = &v->vm;
     QDict *reply = qobject_to(QDict, job->reply);
     QObject *ret = reply ? qdict_get(reply, "return") : NULL;
     QDict *answer = qobject_to(QDict, ret);
 
+    v->jobs--;
     if (job->resolve) {
         sg_agent_outcome(vm, job->id, job->attempt,
                          answer ? qdict_get_try_str(answer, "outcome") ?: "?"
                                 : "error");
     } else {
-        job->v->asking = false;
+        v->asking = false;
         if (qobject_to(QList, ret)) {
             sg_agent_requests(vm, qobject_to(QList, ret));
         }
-        if (job->v->ask_again) {
+        if (v->ask_again) {
             libvirt_query(vm);
         }
     }
-    if (job->failed) {
+    if (job->failed && !v->timer) {
         /* what it has requested, and what was not answered, is found then */
-        g_timeout_add_seconds(RETRY_S, query_again, vm);
+        v->timer = g_timeout_add_seconds(RETRY_S, query_again, v);
+    }
+    if (job->gone && !v->jobs && !v->timer) {
+        forget(v);
     }
     qobject_unref(job->reply);
     g_free(job->result);
@@ -233,10 +259,16 @@ static void do_job(gpointer data, gpointer opaque)
         if (virDomainQemuMonitorCommand(domain, command, &text, 0) == 0) {
             job->reply = qobject_from_json(text, NULL);
         } else {
-            job->failed = virDomainIsActive(domain) == 1;
+            int active = virDomainIsActive(domain);
+
+            job->failed = active != 0;
+            job->gone = active == 0;
         }
         free(text);
         virDomainFree(domain);
+    } else if (conn) {
+        job->gone = virGetLastErrorCode() == VIR_ERR_NO_DOMAIN;
+        job->failed = !job->gone;
     }
     if (conn) {
         give_conn(host, conn);
@@ -271,6 +303,19 @@ static void event(virConnectPtr conn, virDomainPtr domain, const char *name,
     tell_seen(opaque, domain);
 }
 
+/*
+ * A domain that is on may have requests from its life on another host; one that
+ * is off, or that was never on, is forgotten when it is asked
+ */
+static int lifecycle(virConnectPtr conn, virDomainPtr domain, int what,
+                     int detail, void *opaque)
+{
+    if (what == VIR_DOMAIN_EVENT_STARTED || what == VIR_DOMAIN_EVENT_STOPPED) {
+        tell_seen(opaque, domain);
+    }
+    return 0;
+}
+
 static virConnectPtr host_connect(Host *host)
 {
     virConnectPtr conn = open_conn(host->uri);
@@ -281,7 +326,10 @@ static virConnectPtr host_connect(Host *host)
         return NULL;
     }
     if (virConnectDomainQemuMonitorEventRegister(
-            conn, NULL, "BLOCK_SPACE_REQUEST", event, host, NULL, 0) < 0) {
+            conn, NULL, "BLOCK_SPACE_REQUEST", event, host, NULL, 0) < 0 ||
+        virConnectDomainEventRegisterAny(
+            conn, NULL, VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            VIR_DOMAIN_EVENT_CALLBACK(lifecycle), host, NULL) < 0) {
         virConnectClose(conn);
         return NULL;
     }

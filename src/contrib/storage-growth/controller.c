@@ -293,7 +293,8 @@ static void size_known(int64_t size, const char *error, void *opaque)
         task_done(t);             /* it was done before a crash */
         return;
     }
-    if (t->durable) {
+    if (t->durable || (sg_policy_is_volatile(t->policy) &&
+                       !sg_journal_is_behind(t->c->journal))) {
         task_grow(t);
         return;
     }

@@ -18,6 +18,9 @@
 /* More than anybody writes in years; a larger file is no journal */
 #define JOURNAL_MAX_BYTES (256 * 1024 * 1024)
 
+/* More than one wants to lose, or to write again after an error */
+#define UNSYNCED_BYTES (64 * 1024)
+
 #define LOCK_TRIES 20
 #define LOCK_WAIT_US 50000
 
@@ -111,6 +114,18 @@ static bool append(SgJournal *j, QDict *record, GError **error)
     return true;
 }
 
+/* One that was removed would be unknown after a restart */
+static bool has_name(SgJournal *j, GError **error)
+{
+    struct stat st;
+
+    if (fstat(j->fd, &st) < 0 || !st.st_nlink) {
+        errno = ENOENT;
+        return fail(error, "it was removed");
+    }
+    return true;
+}
+
 /*
  * The kernel tells an error once, and may drop what it could not write.  So
  * after one write it again, or the next fdatasync() would succeed for nothing.
@@ -118,15 +133,12 @@ static bool append(SgJournal *j, QDict *record, GError **error)
 bool sg_journal_sync(SgJournal *j, GError **error)
 {
     GString *text = j->unsynced;
-    struct stat st;
 
     if (!j->dirty) {
         return true;
     }
-    /* or nothing would be known of it after a restart */
-    if (fstat(j->fd, &st) < 0 || !st.st_nlink) {
-        errno = ENOENT;
-        return fail(error, "it was removed");
+    if (!has_name(j, error)) {
+        return false;
     }
     if ((j->failed && !write_at(j, text->str, text->len,
                                 j->length - text->len)) ||
@@ -138,6 +150,11 @@ bool sg_journal_sync(SgJournal *j, GError **error)
     j->synced = j->length;
     g_string_truncate(text, 0);
     return true;
+}
+
+bool sg_journal_is_behind(SgJournal *j)
+{
+    return j->unsynced->len >= UNSYNCED_BYTES;
 }
 
 static SgGrowth *add(SgJournal *j, const char *key, const char *vm,
@@ -398,8 +415,12 @@ SgGrowth *sg_journal_begin(SgJournal *j, const char *key, const char *vm,
                            uint64_t from, uint64_t target, GError **error)
 {
     int64_t now_us = g_get_real_time();
-    QDict *d = record_new("begin", key, now_us);
+    QDict *d;
 
+    if (!has_name(j, error)) {
+        return NULL;
+    }
+    d = record_new("begin", key, now_us);
     qdict_put_str(d, "vm", vm);
     qdict_put_str(d, "path", path);
     qdict_put_str(d, "resource", resource);

@@ -10,6 +10,7 @@
 #define STORAGE_GROWTH_POLICY_H
 
 #include <glib.h>
+#include <stdbool.h>
 
 typedef enum SgProviderType {
     SG_PROVIDER_TMPFS,            /* a tmpfs is mounted again, larger */
@@ -75,6 +76,15 @@ const SgPolicy *sg_policy_find(GPtrArray *policies, const char *vm,
 const char *sg_policy_target(const SgPolicy *policy, int64_t size,
                              uint64_t needed, uint64_t rate,
                              uint64_t *target);
+
+/**
+ * sg_policy_is_volatile: whether what grows does not outlive the host's kernel
+ *
+ * A loop device and a tmpfs go when the power fails, and so do the virtual
+ * machines that have opened them: nobody is left who could ask for the same
+ * growth again.
+ */
+bool sg_policy_is_volatile(const SgPolicy *policy);
 
 const char *sg_provider_name(SgProviderType type);
 

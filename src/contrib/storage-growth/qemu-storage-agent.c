@@ -191,7 +191,8 @@ static bool connect_local(GError **error)
 
 void sg_agent_add(SgVm *vm)
 {
-    g_hash_table_insert(vms, vm->name, vm);
+    /* with its own name as the key: that of a namesake goes with it */
+    g_hash_table_replace(vms, vm->name, vm);
 }
 
 void sg_agent_remove(SgVm *vm)
