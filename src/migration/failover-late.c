@@ -115,7 +115,8 @@ static bool ready(FailoverLate *late)
     }
     if (is_late(late)) {
         error_setg(&err, "the guest did not let go of the device within %u ms"
-                   " (failover-unplug-timeout-ms)", late->timeout_ms);
+                   " (failover-unplug-timeout-ms)%s", late->timeout_ms,
+                   runstate_is_running() ? "" : "; the VM does not run");
         fail(late, err);
     }
     return false;

@@ -17,6 +17,13 @@
  * up to the time when such a page is sent).  Else it was missed.  At the last
  * look, with the VM stopped, there is no next one to wait for.
  *
+ * So the hash of a page that is dirty is never needed, and not taken: the first
+ * look, at which all are, costs nothing.  While the VM runs, looks are made by
+ * the migration's thread without the BQL; therefore not in a precopy notifier,
+ * as the main thread may remove another one meanwhile.  Auto-converge fetches
+ * bits in the main thread as well, while pages are sent; there are no looks
+ * with it.
+ *
  * The hash is CRC-32: it is to find mistakes, not attacks.
  */
 
@@ -25,6 +32,7 @@
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
+#include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qemu/timer.h"
 #include "qapi/error.h"
@@ -47,7 +55,7 @@
 /* A block of RAM as it was at the last look. */
 typedef struct Seen {
     uint64_t pages;
-    uint32_t *hash;
+    uint32_t *hash;             /* of pages that were not dirty */
     unsigned long *dirty;       /* was dirty at the last look */
     unsigned long *suspect;     /* changed then, and was not dirty */
 } Seen;
@@ -103,68 +111,85 @@ static void seen_free(gpointer opaque)
     g_free(s);
 }
 
-static void look_first(RAMBlock *rb)
+static Seen *seen_new(RAMBlock *rb)
 {
     Seen *s = g_new0(Seen, 1);
 
     s->pages = block_pages(rb);
-    s->hash = g_new(uint32_t, s->pages);
+    s->hash = g_new0(uint32_t, s->pages);
     s->dirty = bitmap_new(s->pages);
     s->suspect = bitmap_new(s->pages);
-    bitmap_copy(s->dirty, rb->bmap, s->pages);
-    for (uint64_t i = 0; i < s->pages; i++) {
-        s->hash[i] = hash_page(rb, i);
-    }
+    /* nothing is known yet, so nothing is missed at the first look */
+    bitmap_set(s->dirty, 0, s->pages);
     g_hash_table_replace(seen, g_strdup(rb->idstr), s);
+    return s;
 }
 
-static void look_again(RAMBlock *rb, Seen *s, bool last, Found *missed)
+static void look_at_page(RAMBlock *rb, Seen *s, uint64_t i, bool last,
+                         Found *missed)
 {
-    for (uint64_t i = 0; i < s->pages; i++) {
-        uint32_t hash = hash_page(rb, i);
-        bool dirty = test_bit(i, rb->bmap);
+    bool was_dirty = test_bit(i, s->dirty);
+    bool suspect = test_and_clear_bit(i, s->suspect);
+    uint32_t hash;
 
-        if (test_and_clear_bit(i, s->suspect) && !dirty) {
-            found_page(missed, rb->idstr, i);
-        }
-        if (hash != s->hash[i] && !dirty && !test_bit(i, s->dirty)) {
-            if (last) {
-                found_page(missed, rb->idstr, i);
-            } else {
-                set_bit(i, s->suspect);
-            }
-        }
-        s->hash[i] = hash;
+    if (test_bit(i, rb->bmap)) {
+        set_bit(i, s->dirty);
+        return;
     }
-    bitmap_copy(s->dirty, rb->bmap, s->pages);
+    clear_bit(i, s->dirty);
+    if (suspect) {
+        found_page(missed, rb->idstr, i);
+    }
+    hash = hash_page(rb, i);
+    if (hash != s->hash[i] && !was_dirty) {
+        if (last) {
+            found_page(missed, rb->idstr, i);
+        } else {
+            set_bit(i, s->suspect);
+        }
+    }
+    s->hash[i] = hash;
 }
 
-static void look(void)
+static void look_at_all(bool last, Found *missed)
 {
-    int64_t start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-    /* the VM is stopped for the switchover: no other look follows */
-    bool last = runstate_check(RUN_STATE_FINISH_MIGRATE);
-    Found missed = {};
     RAMBlock *rb;
 
     RCU_READ_LOCK_GUARD();
-    if (!seen) {
-        seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
-                                     seen_free);
-        round_nr = 0;
-    }
-    round_nr++;
     RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
         Seen *s = g_hash_table_lookup(seen, rb->idstr);
 
         if (!rb->bmap || !in_scope(rb)) {
             continue;
         }
-        if (s && s->pages == block_pages(rb)) {
-            look_again(rb, s, last, &missed);
-        } else {
-            look_first(rb);
+        if (!s || s->pages != block_pages(rb)) {
+            s = seen_new(rb);
         }
+        for (uint64_t i = 0; i < s->pages; i++) {
+            look_at_page(rb, s, i, last, missed);
+        }
+    }
+}
+
+static void look(bool last)
+{
+    int64_t start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    /* the first look is in the setup, which holds the list of blocks */
+    bool alone = seen && runstate_is_running();
+    Found missed = {};
+
+    if (!seen) {
+        seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                     seen_free);
+        round_nr = 0;
+    }
+    round_nr++;
+    if (alone) {
+        bql_unlock();
+    }
+    look_at_all(last, &missed);
+    if (alone) {
+        bql_lock();
     }
     qatomic_set(&time_ns, time_ns + qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                           start_ns);
@@ -179,13 +204,18 @@ static void look(void)
     }
 }
 
+void write_verify_look(bool last)
+{
+    if (users && !migrate_auto_converge()) {
+        look(last);
+    }
+}
+
 static int precopy_event(NotifierWithReturn *n, void *opaque, Error **errp)
 {
     PrecopyNotifyData *data = opaque;
 
-    if (data->reason == PRECOPY_NOTIFY_AFTER_BITMAP_SYNC) {
-        look();
-    } else if (data->reason == PRECOPY_NOTIFY_CLEANUP) {
+    if (data->reason == PRECOPY_NOTIFY_CLEANUP) {
         g_clear_pointer(&seen, g_hash_table_unref);
     }
     return 0;
@@ -195,7 +225,7 @@ static int precopy_event(NotifierWithReturn *n, void *opaque, Error **errp)
 static int migration_event(NotifierWithReturn *n, MigrationEvent *e,
                            Error **errp)
 {
-    if (e->type == MIG_EVENT_PRECOPY_SETUP && migrate_postcopy_ram()) {
+    if (users && e->type == MIG_EVENT_PRECOPY_SETUP && migrate_postcopy_ram()) {
         error_setg(errp, "write-tracking-verify=on does not work with the"
                    " capability postcopy-ram");
         return -EINVAL;
@@ -235,7 +265,7 @@ static int get_block(QEMUFile *f, const char *name)
     RAMBlock *rb = qemu_ram_block_by_name(name);
     uint64_t pages = qemu_get_be64(f);
 
-    if (!rb || !rb->host || pages != block_pages(rb)) {
+    if (!rb || !in_scope(rb) || pages != block_pages(rb)) {
         error_report("write-tracking-verify: no block '%s' of %" PRIu64
                      " pages", name, pages);
         return -EINVAL;
@@ -325,17 +355,21 @@ static const HotpathStatsGroup stats_group = {
 
 static void begin(void)
 {
+    static bool notified;
+
     vmstate_register(NULL, 0, &vmstate_write_verify, &users);
-    precopy_add_notifier(&precopy_notifier);
-    migration_add_notifier(&migration_notifier, migration_event);
     hotpath_stats_register(&stats_group);
+    if (!notified) {
+        notified = true;
+        precopy_add_notifier(&precopy_notifier);
+        migration_add_notifier(&migration_notifier, migration_event);
+    }
 }
 
+/* The notifiers stay: a look may be under way, and what it keeps is freed. */
 static void end(void)
 {
     vmstate_unregister(NULL, &vmstate_write_verify, &users);
-    precopy_remove_notifier(&precopy_notifier);
-    migration_remove_notifier(&migration_notifier);
 }
 
 void write_verify_set(bool *counted, bool on)

@@ -450,7 +450,8 @@ def bounded_qmp(sock, late):
             try:
                 return super()._sync(future, timeout or self.limit_s)
             except asyncio.TimeoutError:
-                if self.reported:       # asked once more for the report
+                # asked once more for the report, or the caller's own limit
+                if self.reported or timeout:
                     raise
                 self.reported = True
                 late()
@@ -615,7 +616,10 @@ class LabGuest(GuestProtocol):
         """Wait for an event of the inner QEMU whose data contains @data."""
         while True:
             self.check_time(name)
-            event = self.vm.pull_event(wait=10.0)
+            try:
+                event = self.vm.pull_event(wait=10.0)
+            except asyncio.TimeoutError:
+                event = None            # on a slow machine; check_time() ends it
             if event and event['event'] == name \
                     and data.items() <= event.get('data', {}).items():
                 return event

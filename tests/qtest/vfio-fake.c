@@ -21,6 +21,7 @@
  *   igb*    a virtual function of an 82576 with one receive queue and the
  *           engine, can be migrated
  *   vf*     the same, as it is: it cannot be migrated
+ *   i350*   the same with the id of an I350's, can be migrated
  *
  * A name that has "log" in it stands for a device that logs.
  *
@@ -158,12 +159,14 @@ static int device_new(const char *name)
     }
     dev->logs = strstr(name, "log");
     dev->ethernet = !strncmp(name, "nic", 3) || !strncmp(name, "vf", 2);
-    dev->igb = !strncmp(name, "igb", 3) || !strncmp(name, "vf", 2);
+    dev->igb = !strncmp(name, "igb", 3) || !strncmp(name, "vf", 2) ||
+               !strncmp(name, "i350", 4);
     dev->migratable = !dev->ethernet;
     dev->state = VFIO_DEVICE_STATE_RUNNING;
 
     config(fd, PCI_VENDOR_ID, dev->igb ? 0x8086 : TESTDEV_VENDOR, 2);
-    config(fd, PCI_DEVICE_ID, dev->igb ? 0x10ca : TESTDEV_DEVICE, 2);
+    config(fd, PCI_DEVICE_ID, !strncmp(name, "i350", 4) ? 0x1520 :
+                              dev->igb ? 0x10ca : TESTDEV_DEVICE, 2);
     config(fd, PCI_CLASS_REVISION, (dev->ethernet ? 0x020000 : 0xff0000) << 8,
            4);
     config(fd, PCI_STATUS, PCI_STATUS_CAP_LIST, 2);

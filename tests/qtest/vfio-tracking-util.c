@@ -12,6 +12,7 @@
 #include "libqos/pci-pc.h"
 #include "qemu/cutils.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "vfio-tracking-util.h"
 
 #define WAIT_S 60
@@ -103,6 +104,11 @@ void tracked_vm_migrate(TrackedVM *vm, const char *path)
 {
     g_autofree char *uri = g_strdup_printf("file:%s", path);
 
+    tracked_vm_migrate_to(vm, uri);
+}
+
+void tracked_vm_migrate_to(TrackedVM *vm, const char *uri)
+{
     qtest_qmp_assert_success(vm->qts,
         "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
         "  'capabilities': [ { 'capability': 'pause-before-switchover',"
@@ -201,9 +207,19 @@ char *tracked_vm_wait_failed(TrackedVM *vm)
 
 char *tracked_vm_push_to_failure(TrackedVM *vm)
 {
+    bool completed;
+    char *why = tracked_vm_push(vm, &completed);
+
+    g_assert_false(completed);
+    return why;
+}
+
+char *tracked_vm_push(TrackedVM *vm, bool *completed)
+{
     qtest_qmp_assert_success(vm->qts,
         "{ 'execute': 'migrate-set-parameters', 'arguments': {"
         "  'max-bandwidth': 0, 'downtime-limit': 60000 } }");
+    *completed = false;
     for (int i = 0; i < WAIT_S * 50; i++) {
         QDict *state = query(vm);
         const char *status = qdict_get_try_str(state, "status");
@@ -217,11 +233,70 @@ char *tracked_vm_push_to_failure(TrackedVM *vm)
             qobject_unref(state);
             return tracked_vm_wait_failed(vm);
         }
-        g_assert_cmpstr(status, !=, "completed");
+        *completed = !g_strcmp0(status, "completed");
         qobject_unref(state);
+        if (*completed) {
+            return NULL;
+        }
         g_usleep(20 * 1000);
     }
-    g_error("the migration did not fail within %d s", WAIT_S);
+    g_error("the migration did not end within %d s", WAIT_S);
+}
+
+/* --------------------------------------------------------------- snapshots */
+
+/* Wait for the end of job "j"; returns its error or NULL. */
+static char *finish_job(TrackedVM *vm)
+{
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-jobs' }");
+        QDict *job = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp,
+                                                                  "return")));
+        bool over = job && !strcmp(qdict_get_str(job, "status"), "concluded");
+        char *why = job ? g_strdup(qdict_get_try_str(job, "error")) : NULL;
+
+        qobject_unref(rsp);
+        if (over) {
+            qtest_qmp_assert_success(vm->qts,
+                "{ 'execute': 'job-dismiss', 'arguments': { 'id': 'j' } }");
+            return why;
+        }
+        g_free(why);
+        g_usleep(20 * 1000);
+    }
+    g_error("the job did not end within %d s", WAIT_S);
+}
+
+void tracked_vm_add_snapshot_disk(TrackedVM *vm, const char *dir)
+{
+    g_autofree char *path = g_strdup_printf("%s/snapshots.qcow2", dir);
+    char *why;
+
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'blockdev-create', 'arguments': { 'job-id': 'j',"
+        "  'options': { 'driver': 'file', 'filename': %s, 'size': 0 } } }",
+        path);
+    g_assert_null(finish_job(vm));
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'blockdev-add', 'arguments': { 'node-name': 'file',"
+        "  'driver': 'file', 'filename': %s } }", path);
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'blockdev-create', 'arguments': { 'job-id': 'j',"
+        "  'options': { 'driver': 'qcow2', 'file': 'file',"
+        "               'size': 1048576 } } }");
+    why = finish_job(vm);
+    g_assert_null(why);
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'blockdev-add', 'arguments': { 'node-name': 'snap',"
+        "  'driver': 'qcow2', 'file': 'file' } }");
+}
+
+char *tracked_vm_snapshot(TrackedVM *vm, const char *command, const char *tag)
+{
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': %s, 'arguments': { 'job-id': 'j', 'tag': %s,"
+        "  'vmstate': 'snap', 'devices': [ 'snap' ] } }", command, tag);
+    return finish_job(vm);
 }
 
 /* -------------------------------------------------------------- comparison */
@@ -242,6 +317,11 @@ static char *save_ram(TrackedVM *vm, const char *dir, const char *name)
     g_assert_cmpint(len, ==, VM_DMA_END - VM_DMA_START);
     g_remove(path);
     return data;
+}
+
+char *tracked_vm_ram(TrackedVM *vm, const char *dir)
+{
+    return save_ram(vm, dir, "a");
 }
 
 unsigned tracked_vm_differences(TrackedVM *a, TrackedVM *b, const char *dir)

@@ -50,6 +50,7 @@ void tracked_vm_fill(TrackedVM *vm);
 
 /* Begin to migrate to @path, slowly, with a stop before the switchover. */
 void tracked_vm_migrate(TrackedVM *vm, const char *path);
+void tracked_vm_migrate_to(TrackedVM *vm, const char *uri);
 /* Wait for a status; "failed" and "completed" end the wait with an error. */
 void tracked_vm_wait(TrackedVM *vm, const char *status);
 /* Wait until each page was sent once. */
@@ -66,6 +67,21 @@ char *tracked_vm_wait_failed(TrackedVM *vm);
  * whatever it still needs is given.
  */
 char *tracked_vm_push_to_failure(TrackedVM *vm);
+/* The same, but it may as well complete: NULL then. */
+char *tracked_vm_push(TrackedVM *vm, bool *completed);
+
+/*
+ * Give the VM a disk that snapshots can be saved to, in @dir; to be called
+ * once.  tracked_vm_stop() does not remove its file.
+ */
+void tracked_vm_add_snapshot_disk(TrackedVM *vm, const char *dir);
+/*
+ * Save or load ("snapshot-save", "snapshot-load") a snapshot; returns the
+ * error, to be freed with g_free(), or NULL.
+ */
+char *tracked_vm_snapshot(TrackedVM *vm, const char *command, const char *tag);
+/* Save the DMA area to @dir, to be compared with later. */
+char *tracked_vm_ram(TrackedVM *vm, const char *dir);
 
 /* How many pages of the DMA area differ between the two VMs? */
 unsigned tracked_vm_differences(TrackedVM *a, TrackedVM *b, const char *dir);

@@ -16,6 +16,8 @@
  *   long       reports with more than was asked for
  *   mad        every bit is set, also those beyond the range
  *
+ * "MODE:N" behaves so from the Nth report on, counted from 0.
+ *
  * It serves one client, and ends with it or with the test.
  */
 
@@ -63,7 +65,8 @@ typedef struct {
 } ReportBody;
 
 static int sock;
-static const char *mode = "log";
+static const char *mode = "log", *later;
+static unsigned reports, lies_from;
 static Region regions[MAX_REGIONS];
 static bool logging;
 static uint32_t regs[PAGE / 4];
@@ -194,6 +197,9 @@ static size_t report(int *error)
     ReportBody *b = (ReportBody *)body;
     size_t bytes = DIV_ROUND_UP(DIV_ROUND_UP(b->length, PAGE), 64) * 8;
 
+    if (later && reports++ == lies_from) {
+        mode = later;
+    }
     *error = !strcmp(mode, "refuse") || !logging ? EIO : ENOENT;
     for (int i = 0; i < MAX_REGIONS; i++) {
         Region *r = &regions[i];
@@ -342,6 +348,12 @@ int main(int argc, char **argv)
         errx(1, "usage: %s SOCKET [MODE]", argv[0]);
     }
     mode = argc > 2 ? argv[2] : mode;
+    if (strchr(mode, ':')) {
+        later = mode;
+        lies_from = atoi(strchr(mode, ':') + 1);
+        *strchr(mode, ':') = 0;
+        mode = "log";
+    }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     stw_le_p(config + PCI_VENDOR_ID, TESTDEV_VENDOR);
     stw_le_p(config + PCI_DEVICE_ID, TESTDEV_DEVICE);

@@ -310,6 +310,33 @@ static void test_verify_postcopy(void)
     properties = TRACKED;
 }
 
+/* Bits are fetched by others as well: only what arrives is looked at. */
+static void test_verify_auto_converge(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    properties = VERIFY;
+    lose = true;
+    pair_start(&p, "track");
+    lose = false;
+    qtest_qmp_assert_success(p.src.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'auto-converge',"
+        "                      'state': true } ] } }");
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_wait_first_pass(&p.src);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 50);
+    tracked_vm_wait_switchover(&p.src);
+    tracked_vm_finish(&p.src);
+    g_assert_cmpint(verify_stat(&p.src, "write-verify-time-ns"), ==, 0);
+    why = pair_arrive_failing(&p);
+    g_assert_nonnull(strstr(why, "pages differ from the source"));
+    pair_stop(&p);
+    properties = TRACKED;
+}
+
 static void test_tracked(void)
 {
     QDict *rsp, *info;
@@ -378,6 +405,126 @@ static void test_cancelled(void)
     g_test_message("pages missed: %u", missed);
     g_assert_cmpint(missed, ==, 0);
     pair_stop(&p);
+}
+
+static void set_running(TrackedVM *vm, bool running)
+{
+    if (running) {
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+    } else {
+        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'stop' }");
+    }
+}
+
+/* A VM that was paused before does not stop once more, but its device does. */
+static void test_paused(void)
+{
+    Pair p;
+
+    pair_start(&p, "track");
+    tracked_vm_fill(&p.src);
+    set_running(&p.src, false);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_wait_switchover(&p.src);
+    g_assert_false(is_master(&p.src));
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.src, "cancelled");
+    set_running(&p.src, true);
+    g_assert_true(is_master(&p.src));
+
+    /* continued while memory is sent: it writes again, and is asked again */
+    set_running(&p.src, false);
+    tracked_vm_migrate(&p.src, p.stream);
+    set_running(&p.src, true);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    set_running(&p.src, false);
+    tracked_vm_wait_switchover(&p.src);
+    tracked_vm_finish(&p.src);
+    g_assert_false(is_master(&p.src));
+    pair_arrive(&p);
+    g_assert_cmpint(tracked_vm_differences(&p.src, &p.dst, dir), ==, 0);
+    pair_stop(&p);
+}
+
+/* A device that was reset does not get back what its guest has not enabled. */
+static void test_reset(void)
+{
+    Pair p;
+
+    pair_start(&p, "track");
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 5);
+    tracked_vm_wait_switchover(&p.src);
+    g_assert_false(is_master(&p.src));
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'system_reset' }");
+    qtest_qmp_eventwait(p.src.qts, "RESET");
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.src, "cancelled");
+    qtest_qmp_eventwait(p.src.qts, "RESUME");
+    g_assert_false(is_master(&p.src));
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+}
+
+/* A snapshot: memory is as it was, also of a VM that is paused before. */
+static void test_snapshot(void)
+{
+    g_autofree char *before = NULL, *after = NULL, *why = NULL;
+    g_autofree char *disk = g_strdup_printf("%s/snapshots.qcow2", dir);
+    Pair p;
+
+    properties = VERIFY;
+    pair_start(&p, "track");
+    tracked_vm_add_snapshot_disk(&p.src, dir);
+    tracked_vm_fill(&p.src);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    before = tracked_vm_ram(&p.src, dir);
+    why = tracked_vm_snapshot(&p.src, "snapshot-save", "one");
+    g_assert_cmpstr(why, ==, NULL);
+    g_assert_true(is_master(&p.src));
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+
+    set_running(&p.src, false);
+    g_assert_true(is_master(&p.src));
+    why = tracked_vm_snapshot(&p.src, "snapshot-load", "one");
+    g_assert_cmpstr(why, ==, NULL);
+    after = tracked_vm_ram(&p.src, dir);
+    g_assert_cmpint(memcmp(before, after, VM_DMA_END - VM_DMA_START), ==, 0);
+    why = tracked_vm_snapshot(&p.src, "snapshot-save", "two");
+    g_assert_cmpstr(why, ==, NULL);
+    g_assert_false(is_master(&p.src));
+    set_running(&p.src, true);
+    g_assert_true(is_master(&p.src));
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 3);
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(disk);
+    g_free(p.stream);
+    properties = TRACKED;
+}
+
+/* One that is not to be migrated: the snapshot is refused, and says why. */
+static void test_snapshot_refused(void)
+{
+    g_autofree char *args = NULL, *why = NULL;
+    g_autofree char *disk = g_strdup_printf("%s/snapshots.qcow2", dir);
+    Server server;
+    TrackedVM vm;
+
+    server_start(&server, "a.sock", "track");
+    args = device(&server, "6.0", "");
+    tracked_vm_start(&vm, QPCI_DEVFN(6, 0), args);
+    tracked_vm_add_snapshot_disk(&vm, dir);
+    why = tracked_vm_snapshot(&vm, "snapshot-save", "one");
+    g_assert_nonnull(why);
+    g_assert_nonnull(strstr(why, "does not migrate its state"));
+    g_assert_true(is_master(&vm));
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+    g_unlink(disk);
 }
 
 /* The test would notice: this server does not tell what it writes. */
@@ -495,6 +642,122 @@ static void test_server_dies_anywhere(void)
         server_stop(&p.src_server);
         g_unlink(p.stream);
         g_free(p.stream);
+    }
+}
+
+static bool is_long(void)
+{
+    return !g_strcmp0(g_getenv("HOTPATH_LONG"), "1");
+}
+
+/*
+ * Fault loop: a server that is killed, or stalled and let go on, at some time
+ * of a migration.  Whatever comes of it, QEMU lives, and a migration that
+ * succeeds has lost nothing.
+ */
+static void fault_round(const char *prog, const char *mode, bool stall)
+{
+    g_autofree char *why = NULL;
+    unsigned us = tracked_random(tracked_random(2) ? 20 * 1000 : 800 * 1000);
+    bool dead = !stall, completed = false;
+    Pair p;
+
+    program = prog;
+    if (is_long()) {
+        /* some stalls are too long; a slow machine's own ones may be as well */
+        properties = TRACKED ",\"x-msg-timeout\":300";
+    }
+    pair_start(&p, mode);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
+    g_usleep(us);
+    kill(p.src_server.pid, stall ? SIGSTOP : SIGKILL);
+    if (stall) {
+        bool soon = tracked_random(2);
+
+        g_usleep(tracked_random(soon ? 50 * 1000 : 600 * 1000));
+        kill(p.src_server.pid, SIGCONT);
+    }
+    why = tracked_vm_push(&p.src, &completed);
+    g_test_message("%s %s after %u us: %s", prog, stall ? "stalled" : "killed",
+                   us, completed ? "completed" : why);
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
+    g_assert_false(dead && completed);
+    if (completed) {
+        pair_arrive(&p);
+        g_assert_cmpint(tracked_vm_differences(&p.src, &p.dst, dir), ==, 0);
+        tracked_vm_stop(&p.dst);
+        server_stop(&p.dst_server);
+    }
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+    program = "vfio-user-testdev";
+    properties = TRACKED;
+}
+
+/* A server that lies from some report on. */
+static void lying_round(void)
+{
+    static const char *const lies[] = {
+        "refuse", "other", "short", "long", "mad"
+    };
+    const char *lie = lies[tracked_random(ARRAY_SIZE(lies))];
+    g_autofree char *mode = g_strdup_printf("%s:%u", lie, tracked_random(12));
+    g_autofree char *why = NULL;
+    bool completed = false;
+    Pair p;
+
+    program = "vfio-user-rawdev";
+    pair_start(&p, mode);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
+    why = tracked_vm_push(&p.src, &completed);
+    g_test_message("%s: %s", mode, completed ? "completed" : why);
+    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
+    if (completed) {
+        /* before it lied, or what it said was only too much */
+        pair_arrive(&p);
+        g_assert_cmpint(tracked_vm_differences(&p.src, &p.dst, dir), ==, 0);
+        tracked_vm_stop(&p.dst);
+        server_stop(&p.dst_server);
+    }
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+    program = "vfio-user-testdev";
+}
+
+static void test_faults(void)
+{
+    const char *given = g_getenv("HOTPATH_ROUNDS");
+    unsigned rounds = given ? atoi(given) : 300;
+
+    if (!is_long()) {
+        rounds = 5;
+        g_test_message("%u rounds (HOTPATH_LONG=1 makes 300)", rounds);
+    }
+    for (unsigned i = 0; i < rounds; i++) {
+        switch (i % 5) {
+        case 0:
+            fault_round("vfio-user-testdev", "track", false);
+            break;
+        case 1:
+            fault_round("vfio-user-testdev", "track", true);
+            break;
+        case 2:
+            fault_round("vfio-user-rawdev", "log", false);
+            break;
+        case 3:
+            fault_round("vfio-user-rawdev", "log", true);
+            break;
+        default:
+            lying_round();
+        }
     }
 }
 
@@ -639,11 +902,19 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-user-tracking/unplugged", test_unplugged);
     qtest_add_func("/vfio-user-tracking/tracked", test_tracked);
     qtest_add_func("/vfio-user-tracking/cancelled", test_cancelled);
+    qtest_add_func("/vfio-user-tracking/paused", test_paused);
+    qtest_add_func("/vfio-user-tracking/reset", test_reset);
+    qtest_add_func("/vfio-user-tracking/snapshot", test_snapshot);
+    qtest_add_func("/vfio-user-tracking/snapshot-refused",
+                   test_snapshot_refused);
+    qtest_add_func("/vfio-user-tracking/faults", test_faults);
     qtest_add_func("/vfio-user-tracking/faulty-server", test_faulty_server);
     qtest_add_func("/vfio-user-tracking/verify", test_verify);
     qtest_add_func("/vfio-user-tracking/verify-faulty", test_verify_faulty);
     qtest_add_func("/vfio-user-tracking/verify-postcopy",
                    test_verify_postcopy);
+    qtest_add_func("/vfio-user-tracking/verify-auto-converge",
+                   test_verify_auto_converge);
     qtest_add_func("/vfio-user-tracking/region-removed", test_region_removed);
     qtest_add_func("/vfio-user-tracking/no-tracker", test_no_tracker);
     qtest_add_func("/vfio-user-tracking/server-dies", test_server_dies);

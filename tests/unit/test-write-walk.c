@@ -467,7 +467,7 @@ static unsigned migrate(Sim *s)
         for (unsigned steps = pick(400); steps; steps--) {
             something(s);
         }
-        write_walk_sync(s->walk);
+        write_walk_sync(s->walk, !passes);
         pass(s);
     }
     write_walk_stop(s->walk);
@@ -560,7 +560,7 @@ static void test_exact(void)
     init_all(s);
     write_walk_start(s->walk);
     bitmap_zero(s->dirty, RAM_PAGES);
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, true);
     marked = bitmap_count_one(s->dirty, RAM_PAGES);
     for (unsigned q = 0; q < s->queues; q++) {
         for (unsigned i = 0; i < s->queue[q].tail; i++) {
@@ -610,10 +610,10 @@ static void test_hostile(void)
                                  g_rand_int(rnd), 1 << pick(4));
                 break;
             default:
-                write_walk_sync(s->walk);
+                write_walk_sync(s->walk, false);
             }
         }
-        write_walk_sync(s->walk);
+        write_walk_sync(s->walk, false);
         all += s->all;
         sim_free(s);
     }
@@ -631,12 +631,12 @@ static void test_recovers(void)
     g_assert_cmpint(s->all, >, 0);
     g_assert_cmpstr(s->why, ==, "tail outside of the ring");
     s->all = 0;
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, false);
     g_assert_cmpint(s->all, >, 0);
     init_queue(s, &s->queue[0]);
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, false);
     s->all = 0;
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, false);
     g_assert_cmpint(s->all, ==, 0);
     sim_free(s);
 }
@@ -648,14 +648,14 @@ static void test_unseen(void)
 
     init_all(s);
     write_walk_start(s->walk);
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, false);
     g_assert_cmpint(s->all, ==, 0);
     s->regs[rx_reg(s, 0, TAIL) / 4] = (s->queue[0].tail + 1) %
                                       s->queue[0].entries;
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, false);
     g_assert_cmpint(s->all, ==, 1);
     g_assert_cmpstr(s->why, ==, "the tail moved unseen");
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, false);
     g_assert_cmpint(s->all, ==, 1);
     sim_free(s);
 }
@@ -704,7 +704,7 @@ static void test_other_registers(void)
             }
             post(s, q, q->entries);
         }
-        write_walk_sync(s->walk);
+        write_walk_sync(s->walk, true);
         pass(s);
         g_assert_cmpint(missed(s), ==, 0);
         sim_free(s);
@@ -712,14 +712,25 @@ static void test_other_registers(void)
 }
 
 /*
- * For the benchmark: what a sync of an igb's virtual function costs and marks,
- * with all entries posted; and what a tail write costs.
+ * For the benchmark: what a sync of an igb's virtual function costs, the last
+ * one and others, and what the last one marks, with all entries posted.
  */
-static void test_perf(void)
+static void perf_sync(Sim *s, const char *name, bool last)
 {
     const unsigned rounds = 2000;
+    int64_t start_us = g_get_monotonic_time();
+
+    for (unsigned i = 0; i < rounds; i++) {
+        write_walk_sync(s->walk, last);
+    }
+    g_test_message("perf %s-ns-per-1000 %.0f", name,
+                   1e6 * (g_get_monotonic_time() - start_us) / rounds /
+                   write_walk_armed(s->walk));
+}
+
+static void test_perf(void)
+{
     Sim *s = sim_new(0x10ca, ADVANCED);
-    int64_t start_us;
     unsigned pages;
 
     init_all(s);
@@ -727,18 +738,67 @@ static void test_perf(void)
         post(s, &s->queue[q], s->queue[q].entries);
     }
     write_walk_start(s->walk);
-    start_us = g_get_monotonic_time();
-    for (unsigned i = 0; i < rounds; i++) {
-        write_walk_sync(s->walk);
-    }
-    g_test_message("perf sync-ns-per-1000 %.0f",
-                   1e6 * (g_get_monotonic_time() - start_us) / rounds /
-                   write_walk_armed(s->walk));
+    perf_sync(s, "sync", false);
+    perf_sync(s, "last", true);
     bitmap_zero(s->dirty, RAM_PAGES);
-    write_walk_sync(s->walk);
+    write_walk_sync(s->walk, true);
     pages = bitmap_count_one(s->dirty, RAM_PAGES);
     g_test_message("perf pages-per-1000 %.0f",
                    1e3 * pages / write_walk_armed(s->walk));
+    sim_free(s);
+}
+
+/* The longest that an access of a guest takes: the largest rings, live. */
+static void test_perf_largest(void)
+{
+    const unsigned rounds = 50;
+    Sim *s = sim_new(0x10d3, LEGACY);
+    int64_t start_us;
+
+    init_all(s);
+    for (unsigned q = 0; q < s->queues; q++) {
+        guest_write(s, rx_reg(s, q, BASE_LO), 0);
+        guest_write(s, rx_reg(s, q, LEN), 0xfff80);
+    }
+    guest_write(s, RCTL, 1 << 25 | 1 << 16);
+    write_walk_start(s->walk);
+    start_us = g_get_monotonic_time();
+    for (unsigned i = 0; i < rounds; i++) {
+        guest_write(s, RCTL, s->regs[RCTL / 4]);
+    }
+    g_test_message("perf rewrite-us %.0f",
+                   1.0 * (g_get_monotonic_time() - start_us) / rounds);
+    sim_free(s);
+}
+
+/* Before the last sync: what was received, and the rings. */
+static void test_precise(void)
+{
+    Sim *s = sim_new(0x10ca, ADVANCED);
+    unsigned marked, rings = 0;
+
+    init_all(s);
+    for (unsigned q = 0; q < s->queues; q++) {
+        post(s, &s->queue[q], s->queue[q].entries);
+        rings += 2 + s->queue[q].entries * 16 / PAGE +
+                 s->queue[q].tx_entries * 16 / PAGE + 3;
+    }
+    write_walk_start(s->walk);
+    bitmap_zero(s->dirty, RAM_PAGES);
+    write_walk_sync(s->walk, false);
+    g_assert_cmpint(bitmap_count_one(s->dirty, RAM_PAGES), <=,
+                    rings + 3 * s->queues);
+    bitmap_zero(s->dirty, RAM_PAGES);
+    for (unsigned i = 0; i < 4; i++) {
+        uint64_t addr = s->queue[0].addr[s->queue[0].head][0];
+
+        dev_receive(s, &s->queue[0]);
+        write_walk_sync(s->walk, false);
+        g_assert_true(test_bit(addr / PAGE, s->dirty));
+    }
+    marked = bitmap_count_one(s->dirty, RAM_PAGES);
+    g_assert_cmpint(marked, <=, rings + 3 * (s->queues + 4));
+    g_assert_cmpint(s->all, ==, 0);
     sim_free(s);
 }
 
@@ -765,12 +825,14 @@ int main(int argc, char **argv)
     g_test_add_func("/write-walk/models", test_models);
     g_test_add_func("/write-walk/traps", test_traps);
     g_test_add_func("/write-walk/exact", test_exact);
+    g_test_add_func("/write-walk/precise", test_precise);
     g_test_add_func("/write-walk/hostile", test_hostile);
     g_test_add_func("/write-walk/recovers", test_recovers);
     g_test_add_func("/write-walk/unseen", test_unseen);
     g_test_add_func("/write-walk/other-registers", test_other_registers);
     if (g_test_perf()) {
         g_test_add_func("/write-walk/perf", test_perf);
+        g_test_add_func("/write-walk/perf-largest", test_perf_largest);
     }
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         g_test_add_data_func(cases[i].name, &cases[i], test_random);

@@ -219,25 +219,84 @@ static void wait_transactions(VFIOPCIDevice *vdev)
     trace_write_track_pending(vdev->vbasedev.name);
 }
 
-static void quiesce_state_change(void *opaque, bool running, RunState state)
+static bool is_master(VFIOPCIDevice *vdev)
 {
-    WriteTrackQuiesce *q = opaque;
+    return pci_get_word(PCI_DEVICE(vdev)->config + PCI_COMMAND) &
+           PCI_COMMAND_MASTER;
+}
+
+/* A device that is not stopped by a migration of its state. */
+static bool is_to_be_quiet(WriteTrackQuiesce *q)
+{
+    return !q->vdev->vbasedev.migration &&
+           (q->always || write_track_covers(q->tracker));
+}
+
+static bool quiesce(WriteTrackQuiesce *q, Error **errp)
+{
     VFIOPCIDevice *vdev = q->vdev;
 
-    if (running && q->cleared) {
-        q->cleared = false;
-        if (!set_master(vdev, true)) {
-            error_report("%s: cannot let the device write again after a"
-                         " migration that was given up", vdev->vbasedev.name);
-        }
-    } else if (!running && state == RUN_STATE_FINISH_MIGRATE &&
-               q->tracker->logging && !vdev->vbasedev.migration &&
-               (pci_get_word(PCI_DEVICE(vdev)->config + PCI_COMMAND) &
-                PCI_COMMAND_MASTER)) {
-        q->cleared = set_master(vdev, false);
-        wait_transactions(vdev);
-        trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
+    if (q->cleared || !is_to_be_quiet(q) || !is_master(vdev)) {
+        return true;
     }
+    if (!set_master(vdev, false)) {
+        error_setg(errp, "%s: bus mastering cannot be cleared, so the device"
+                   " may write after the last look", vdev->vbasedev.name);
+        return false;
+    }
+    q->cleared = true;
+    wait_transactions(vdev);
+    trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
+    return true;
+}
+
+static void quiesce_or_fail(WriteTrackQuiesce *q)
+{
+    Error *err = NULL;
+
+    if (!quiesce(q, &err)) {
+        migration_file_set_error(-EIO, err);
+    }
+}
+
+/* If it was reset meanwhile, the guest has to enable it again. */
+static void unquiesce(WriteTrackQuiesce *q)
+{
+    if (q->cleared) {
+        q->cleared = false;
+        if (is_master(q->vdev) && !set_master(q->vdev, true)) {
+            error_report("%s: cannot let the device write again after a"
+                         " migration that was given up",
+                         q->vdev->vbasedev.name);
+        }
+    }
+}
+
+static void quiesce_state_change(void *opaque, bool running, RunState state)
+{
+    if (running) {
+        unquiesce(opaque);
+    } else if (state == RUN_STATE_FINISH_MIGRATE) {
+        quiesce_or_fail(opaque);
+    }
+}
+
+/* A VM that is paused, or stopped for a snapshot, does not change its state. */
+static int quiesce_precopy(NotifierWithReturn *n, void *opaque, Error **errp)
+{
+    WriteTrackQuiesce *q = container_of(n, WriteTrackQuiesce, precopy);
+    PrecopyNotifyData *data = opaque;
+
+    if (runstate_is_running()) {
+        return 0;
+    }
+    if (data->reason == PRECOPY_NOTIFY_SETUP) {
+        return quiesce(q, errp) ? 0 : -EIO;
+    }
+    if (data->reason == PRECOPY_NOTIFY_COMPLETE) {
+        quiesce_or_fail(q);
+    }
+    return 0;
 }
 
 void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
@@ -246,9 +305,12 @@ void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
     q->vdev = vdev;
     q->tracker = tracker;
     q->cleared = false;
+    q->always = tracker->source->kind == WRITE_TRACKING_SOURCE_VFIO_USER;
     q->handler = qdev_add_vm_change_state_handler(DEVICE(vdev),
                                                   quiesce_state_change, NULL,
                                                   q);
+    q->precopy.notify = quiesce_precopy;
+    precopy_add_notifier(&q->precopy);
 }
 
 void write_track_quiesce_exit(WriteTrackQuiesce *q)
@@ -256,6 +318,7 @@ void write_track_quiesce_exit(WriteTrackQuiesce *q)
     if (q->handler) {
         qemu_del_vm_change_state_handler(q->handler);
         q->handler = NULL;
+        precopy_remove_notifier(&q->precopy);
     }
 }
 
@@ -319,7 +382,8 @@ static bool source_sync(WriteTracker *t, bool last, Error **errp)
     PCITracker *pt = container_of(t, PCITracker, tracker);
 
     if (pt->armed) {
-        write_walk_sync(pt->walk);
+        /* postcopy's last one is not called so, but the VM is stopped */
+        write_walk_sync(pt->walk, last || !runstate_is_running());
     }
     return true;
 }
@@ -402,6 +466,12 @@ void write_track_pci_exit(VFIOPCIDevice *vdev)
         return;
     }
     pt = container_of(t, PCITracker, tracker);
+    if (pt->armed && t->logging) {
+        /* a primary that device_del takes away while memory is sent */
+        set_master(vdev, false);
+        wait_transactions(vdev);
+        write_walk_sync(pt->walk, true);
+    }
     disarm(pt);
     migration_remove_notifier(&pt->migration);
     write_track_quiesce_exit(&pt->quiesce);

@@ -34,21 +34,32 @@ void write_track_pci_exit(VFIOPCIDevice *vdev);
 /**
  * struct WriteTrackQuiesce: bus mastering of a device whose VM has stopped for
  * the last look at dirty pages
+ *
+ * Private, but for the owner to embed.  Protected by the BQL.
  */
 typedef struct WriteTrackQuiesce {
     VFIOPCIDevice *vdev;
     WriteTracker *tracker;
     VMChangeStateEntry *handler;
+    NotifierWithReturn precopy;
+    bool always;                /* whether or not it is tracked now */
     bool cleared;
 } WriteTrackQuiesce;
 
 /**
  * write_track_quiesce_init: have bus mastering cleared while the VM is stopped
- * to finish a migration in which @tracker is active, and given back when the VM
- * runs again
+ * to finish a migration or to be saved, and given back when the VM runs again
+ * @q: embedded in the owner's state
+ * @vdev: the device; nothing is done if its state is migrated, as VFIO stops it
+ * @tracker: its tracker.  A walker's device is concerned only while it is
+ *           tracked.
+ *
+ * Where bus mastering cannot be cleared, the migration or snapshot fails.
  */
 void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
                               WriteTracker *tracker);
+
+/** write_track_quiesce_exit: the device goes; harmless without an init */
 void write_track_quiesce_exit(WriteTrackQuiesce *q);
 
 #endif

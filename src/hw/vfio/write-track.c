@@ -106,6 +106,12 @@ void write_track_mark_all(WriteTracker *t, const char *why)
     t->round.all++;
     t->why_all = why;
     trace_write_track_mark_all(t->name, why);
+    if (t->all_marked) {
+        /* a guest may provoke it as often as it likes */
+        return;
+    }
+    /* what is marked before the start need not last */
+    t->all_marked = t->logging;
     RCU_READ_LOCK_GUARD();
     flatview_for_each_range(address_space_to_flatview(&address_space_memory),
                             mark_range, t);
@@ -125,7 +131,7 @@ static void add_counts(WriteTrackCounts *sum, const WriteTrackCounts *counts)
 static void stop(WriteTracker *t)
 {
     if (t->logging) {
-        t->logging = false;
+        t->logging = t->all_marked = false;
         t->source->stop(t);
         trace_write_track_stop(t->name, t->total.syncs, t->total.pages,
                                t->total.all);
@@ -227,6 +233,8 @@ static void log_sync_global(MemoryListener *listener, bool last_stage)
         } else if (migration_is_running()) {
             late_start(t);
         }
+        /* the caller takes the bits away now */
+        t->all_marked = false;
     }
 }
 
@@ -243,6 +251,16 @@ static void region_del(MemoryListener *listener, MemoryRegionSection *section)
         range.start = memory_region_get_ram_addr(section->mr) +
                       section->offset_within_region;
         g_array_append_val(removed, range);
+    }
+}
+
+/* What is new is not among "all memory" that was marked before. */
+static void region_add(MemoryListener *listener, MemoryRegionSection *section)
+{
+    WriteTracker *t;
+
+    QTAILQ_FOREACH(t, &trackers, next) {
+        t->all_marked = false;
     }
 }
 
@@ -264,6 +282,7 @@ static void commit(MemoryListener *listener)
 
 static MemoryListener write_track_listener = {
     .name = "write-track",
+    .region_add = region_add,
     .region_del = region_del,
     .commit = commit,
     /* fails only when there are trackers, so not when it is registered */
@@ -415,6 +434,7 @@ void write_track_del(WriteTracker *t)
     }
     stop(t);
     add_counts(&gone, &t->total);
+    add_counts(&gone, &t->round);
     QTAILQ_REMOVE(&trackers, t, next);
     if (QTAILQ_EMPTY(&trackers)) {
         memory_listener_unregister(&write_track_listener);

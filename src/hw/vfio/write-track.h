@@ -87,6 +87,7 @@ struct WriteTracker {
 
     /* Private */
     bool logging;
+    bool all_marked;            /* all memory is dirty until the next sync */
     WriteTrackCounts total, round, last_round;
     const char *why_all;        /* the last reason; static text */
     QTAILQ_ENTRY(WriteTracker) next;

@@ -93,6 +93,7 @@ typedef struct Layout {
 
 typedef struct Slot {
     uint64_t addr[MAX_ADDRS];   /* 0: none */
+    bool done;                  /* marked as finished since it was posted */
 } Slot;
 
 typedef struct Ring {
@@ -364,6 +365,7 @@ static void mark_slot(WriteWalk *w, Ring *r, uint32_t i)
 
 static void set_slot(Ring *r, uint32_t i, const uint8_t *desc)
 {
+    r->slots[i].done = false;
     for (unsigned a = 0; a < r->layout.addrs; a++) {
         /* bit 0 is a flag where there are several addresses */
         r->slots[i].addr[a] = ldq_le_p(desc + 8 * a) &
@@ -470,7 +472,33 @@ static bool same_layout(const Layout *a, const Layout *b)
     return !memcmp(a, b, sizeof(*a));
 }
 
-static void sync_rx(WriteWalk *w, unsigned q)
+/*
+ * What the device has finished since the last time, and the driver has not
+ * posted again.  Where the head stands is believed only for this: an entry that
+ * is left out here is marked when it is posted, or at the end.
+ */
+static void mark_done(WriteWalk *w, unsigned q)
+{
+    Ring *r = &w->rx[q];
+    uint32_t head, count;
+
+    if (!rx_reg(w, q, QUEUE_HEAD, &head) || head >= r->entries ||
+        r->tail == NO_TAIL) {
+        mark_rx(w, r);
+        return;
+    }
+    w->io->mark(w->opaque, r->base, r->len, WRITE_WALK_RING);
+    /* none is the device's if head and tail are the same */
+    count = head > r->tail ? head - r->tail : head + r->entries - r->tail;
+    for (uint32_t i = r->tail; count; count--, i = (i + 1) % r->entries) {
+        if (!r->slots[i].done) {
+            r->slots[i].done = true;
+            mark_slot(w, r, i);
+        }
+    }
+}
+
+static void sync_rx(WriteWalk *w, unsigned q, bool last)
 {
     Ring *r = &w->rx[q];
     Layout layout;
@@ -484,22 +512,26 @@ static void sync_rx(WriteWalk *w, unsigned q)
     } else if (!r->valid) {
         load_rx(w, q);
     }
-    mark_rx(w, r);
     if (r->lost) {
         return;
     }
     /* a reset, or registers that are not trapped, may have changed these */
     if (!read_base(w, q, rx_reg, &base, &len) ||
         !read_layout(w, q, &layout) || !rx_reg(w, q, QUEUE_TAIL, &tail)) {
+        mark_rx(w, r);
         give_up(w, r, "registers cannot be read");
-    } else if (r->valid && base == r->base && len == r->len &&
-               r->tail != NO_TAIL && r->tail != tail) {
+    } else if (r->valid ? base != r->base || len != r->len ||
+                          !same_layout(&layout, &r->layout) : len) {
+        mark_rx(w, r);
+        load_rx(w, q);
+        mark_rx(w, r);
+    } else if (r->valid && r->tail != NO_TAIL && r->tail != tail) {
         /* e1000e's window in I/O ports, say */
         w->io->mark_all(w->opaque, "the tail moved unseen");
         load_rx(w, q);
-    } else if (r->valid ? base != r->base || len != r->len ||
-                          !same_layout(&layout, &r->layout) : len) {
-        load_rx(w, q);
+    } else if (r->valid && !last) {
+        mark_done(w, q);
+    } else {
         mark_rx(w, r);
     }
 }
@@ -669,10 +701,10 @@ void write_walk_write(WriteWalk *w, uint32_t reg, uint64_t val, unsigned size)
     }
 }
 
-void write_walk_sync(WriteWalk *w)
+void write_walk_sync(WriteWalk *w, bool last)
 {
     for (unsigned q = 0; w->started && q < w->model->queues; q++) {
-        sync_rx(w, q);
+        sync_rx(w, q, last);
         sync_tx(w, q);
     }
 }

@@ -10,10 +10,11 @@
  * addresses; so it is told of each write to a ring's registers before the
  * device sees it, and keeps the buffers of every entry of every receive ring.
  *
- * A buffer is marked twice: whenever write_walk_sync() finds it in a ring, and
- * when its entry is posted again, because a driver does so after the device has
- * written it.  Between the two the device may write at any time; each write is
- * followed by one of them.
+ * A buffer is marked when its entry is posted again, because a driver does so
+ * after the device has written it, and at the last write_walk_sync() if it is
+ * in a ring then.  Each write of the device is followed by one of them.  Before
+ * the last sync only what the device has finished is marked; so what is not
+ * marked yet is a ring's buffers at most.
  *
  * Nothing here knows of VFIO: the device is behind WriteWalkIO.  All functions
  * are called with the BQL held.
@@ -112,8 +113,10 @@ void write_walk_write(WriteWalk *w, uint32_t reg, uint64_t val, unsigned size);
 /**
  * write_walk_sync: mark what is in the rings
  * @w: the walker
+ * @last: all that is in them; else what the device has finished.  The device
+ *        does not write any more.
  */
-void write_walk_sync(WriteWalk *w);
+void write_walk_sync(WriteWalk *w, bool last);
 
 /** write_walk_armed: number of entries that the device may still write to */
 uint64_t write_walk_armed(const WriteWalk *w);

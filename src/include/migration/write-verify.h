@@ -26,4 +26,14 @@
  */
 void write_verify_set(bool *counted, bool on);
 
+/**
+ * write_verify_look: the dirty bits were fetched, and no page was sent since
+ * @last: the VM is stopped for the end of the migration or snapshot
+ *
+ * Does nothing unless a device is counted.
+ *
+ * Context: BQL held; released for a time if the VM runs.
+ */
+void write_verify_look(bool last);
+
 #endif
