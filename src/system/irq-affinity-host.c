@@ -345,6 +345,12 @@ void irq_host_returned(IRQHostIRQ *irq)
     }
 }
 
+void irq_host_maybe_returned(IRQHostIRQ *irq)
+{
+    g_free(irq->maybe);
+    irq->maybe = g_strdup(irq->original);
+}
+
 bool irq_host_was_moved(const IRQHostIRQ *irq)
 {
     return irq->moved;

@@ -781,13 +781,17 @@ static void helper_restored(void *opaque, void *tag, const IRQRestore *what,
     IRQFollowed *f = tag;
 
     told_return(a, what, err);
-    if (f) {
-        irq_host_returned(f->host);
-        irq_policy_returned(a->engine, &f->v, now_ns());
-        run(a);
-    } else {
+    if (!f) {
         adopt(what);
+        return;
     }
+    if (!err) {
+        irq_host_returned(f->host);
+    } else if (err == ENOTCONN) {
+        irq_host_maybe_returned(f->host);
+    }
+    irq_policy_returned(a->engine, &f->v, now_ns());
+    run(a);
 }
 
 static const IRQClientOps client_ops = {
