@@ -29,6 +29,7 @@ typedef struct IRQGroup {
     bool mixed;             /* it was elsewhere in a part of the interval */
     bool ran_known;
     bool told;              /* that a decision was put off: counted once */
+    bool blind;             /* nothing but what never counted is waited for */
     uint64_t run_ns;
     uint64_t notices;
     int64_t noticed_ns;     /* when it was told that the vCPU moved */
@@ -163,7 +164,9 @@ void irq_policy_vcpu_at(IRQPolicy *p, unsigned vcpu, int cpu, int64_t now_ns)
     g->cpu = cpu;
     g->noticed_ns = now_ns;
     g->mixed = true;
-    g->step_ns = p->config.forward_window_ns;
+    if (!g->blind) {
+        g->step_ns = p->config.forward_window_ns;
+    }
     /* not before the interval is over: then it may be back already */
     g->due_ns = MAX(now_ns, g->moved_ns + p->config.min_interval_ns);
     if (g->due_ns > now_ns && !g->told) {
@@ -376,13 +379,15 @@ typedef struct Verdict {
     unsigned wanted;    /* vectors that would be moved */
     bool now;           /* and a rule says so */
     bool waiting;       /* some vector is not, or may not be, in place */
+    bool blind;         /* it is not known where, of all of these */
     bool busy;          /* one of these counts */
+    int64_t rest_ns;    /* when a quiet one will be taken along */
     int64_t retry_ns;   /* the first that was refused may be tried again */
 } Verdict;
 
-static bool at_rest(const IRQVector *v, const IRQGroup *g, int64_t now_ns)
+static int64_t rest_from(const IRQVector *v, const IRQGroup *g)
 {
-    return now_ns - MAX(v->rose_ns, g->noticed_ns) >= IRQ_POLICY_REST_NS;
+    return MAX(v->rose_ns, g->noticed_ns) + IRQ_POLICY_REST_NS;
 }
 
 static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
@@ -403,12 +408,14 @@ static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
     if (place < 0) {
         return;
     }
-    if (irq_policy_quiet(p, v, now_ns)) {
-        if (!p->config.optimistic || !at_rest(v, g, now_ns)) {
-            return;
-        }
-    } else {
+    verdict->blind = false;
+    if (!irq_policy_quiet(p, v, now_ns)) {
         verdict->busy = true;
+    } else if (!p->config.optimistic) {
+        return;
+    } else if (now_ns < rest_from(v, g)) {
+        verdict->rest_ns = MIN(verdict->rest_ns, rest_from(v, g));
+        return;
     }
     verdict->wanted++;
     v->wanted = true;
@@ -452,42 +459,81 @@ static int64_t group_move(IRQPolicy *p, unsigned vcpu, unsigned wanted,
     return 0;
 }
 
+static Verdict group_judge(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
+{
+    Verdict verdict = {
+        .blind = true,
+        .rest_ns = IRQ_POLICY_NEVER,
+        .retry_ns = IRQ_POLICY_NEVER,
+    };
+
+    for (unsigned i = 0; i < p->vectors->len; i++) {
+        IRQVector *v = g_ptr_array_index(p->vectors, i);
+
+        if (v->vcpu == vcpu) {
+            judge(p, v, group_at(p, vcpu), &verdict, now_ns);
+        }
+    }
+    return verdict;
+}
+
+static void group_look(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
+{
+    bool ran = group_ran(p, vcpu);
+
+    for (unsigned i = 0; i < p->vectors->len; i++) {
+        IRQVector *v = g_ptr_array_index(p->vectors, i);
+
+        if (v->vcpu == vcpu) {
+            vector_look(p, v, group_at(p, vcpu), ran, now_ns);
+        }
+    }
+}
+
+/* When to look again: soon after a reason, then when a quiet one is due. */
+static void group_wait(IRQPolicy *p, IRQGroup *g, const Verdict *verdict,
+                       int64_t now_ns)
+{
+    int64_t window_ns = p->config.forward_window_ns;
+    int64_t next_ns = now_ns + g->step_ns;
+
+    if (!verdict->busy && g->step_ns > window_ns &&
+        verdict->rest_ns != IRQ_POLICY_NEVER) {
+        next_ns = verdict->rest_ns;
+    }
+    g->due_ns = MIN(g->due_ns, next_ns);
+    g->step_ns = verdict->busy
+                 ? window_ns
+                 : MIN(g->step_ns * 2, MAX(IRQ_POLICY_LOOK_MAX_NS, window_ns));
+}
+
 static void group_decide(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
 {
     IRQGroup *g = group_at(p, vcpu);
-    Verdict verdict = { .retry_ns = IRQ_POLICY_NEVER };
-    bool ran;
+    Verdict verdict;
 
     g->due_ns = IRQ_POLICY_NEVER;
     if (g->cpu < 0) {
         return;
     }
-    ran = group_ran(p, vcpu);
-    for (unsigned i = 0; i < p->vectors->len; i++) {
-        IRQVector *v = g_ptr_array_index(p->vectors, i);
-
-        if (v->vcpu == vcpu) {
-            vector_look(p, v, g, ran, now_ns);
-            judge(p, v, g, &verdict, now_ns);
-        }
-    }
-    g->due_ns = verdict.retry_ns;
+    group_look(p, vcpu, now_ns);
+    verdict = group_judge(p, vcpu, now_ns);
     if (verdict.now) {
         int64_t later_ns = group_move(p, vcpu, verdict.wanted, now_ns);
 
         if (later_ns) {
-            g->due_ns = MIN(g->due_ns, later_ns);
+            g->due_ns = MIN(verdict.retry_ns, later_ns);
             return;
         }
+        /* what was moved, or refused, need not be looked at */
+        verdict = group_judge(p, vcpu, now_ns);
     } else if (!verdict.wanted) {
         g->told = false;
     }
+    g->due_ns = verdict.retry_ns;
+    g->blind = verdict.waiting && verdict.blind;
     if (verdict.waiting) {
-        g->due_ns = MIN(g->due_ns, now_ns + g->step_ns);
-        g->step_ns = verdict.busy ? p->config.forward_window_ns
-                   : MIN(g->step_ns * 2,
-                         MAX(IRQ_POLICY_LOOK_MAX_NS,
-                             p->config.forward_window_ns));
+        group_wait(p, g, &verdict, now_ns);
     }
 }
 

@@ -300,6 +300,67 @@ static void test_quiet(void)
     sim_end(&s);
 }
 
+/* Between the move of its vCPU and its own, a quiet one is hardly looked at. */
+static void test_quiet_looks(void)
+{
+    Sim s;
+    unsigned looks;
+
+    sim_start(&s, &optimistic);
+    sim_run(&s, 200 * MS);
+    sim_tell(&s, 0, 1);
+    for (int i = 0; i < VECTORS; i++) {
+        s.vectors[i].period_ns = 0;
+    }
+    sim_run(&s, 3 * SECOND);
+    looks = s.looks;
+    sim_tell(&s, 0, 2);         /* at once, after a window, after a second */
+    sim_run(&s, SECOND - STEP);
+    g_assert_cmpuint(s.attempts, ==, VECTORS);
+    sim_run(&s, 2 * STEP);
+    g_assert_cmpuint(s.attempts, ==, 2 * VECTORS);
+    g_assert_cmpuint(s.looks - looks, ==, 3 * VECTORS);
+    /* all is known of what was moved */
+    g_assert_cmpint(s.due, ==, IRQ_POLICY_NEVER);
+    /* one that counts again meanwhile does not wait longer */
+    sim_run(&s, 3 * SECOND);
+    sim_tell(&s, 0, 3);
+    sim_run(&s, 200 * MS);
+    s.vectors[1].period_ns = MS;
+    s.vectors[1].next_ns = s.now;
+    sim_run(&s, 800 * MS + 2 * STEP);
+    for (int i = 0; i < VECTORS; i++) {
+        g_assert_cmpint(s.vectors[i].cpu, ==, 3);
+    }
+    sim_end(&s);
+}
+
+/* That its vCPU moves about is no reason to look for what has never counted. */
+static void test_never_counted_moves(void)
+{
+    Sim s;
+    unsigned looks;
+
+    sim_start(&s, &optimistic);
+    for (int i = 0; i < VECTORS; i++) {
+        s.vectors[i].posted = true;
+    }
+    sim_run(&s, 200 * SECOND);
+    looks = s.looks;
+    for (int i = 0; i < 20; i++) {
+        sim_tell(&s, 0, i & 3);
+        sim_run(&s, 10 * SECOND);
+    }
+    /* once a move */
+    g_assert_cmpuint(s.looks - looks, <=, 20 * VECTORS);
+    s.vectors[1].posted = false;
+    sim_run(&s, 20 * MS);
+    sim_tell(&s, 0, 1);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 0);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 1);
+    sim_end(&s);
+}
+
 /* What has never counted stays, and is looked at ever less; then it counts. */
 static void test_never_counted(void)
 {
@@ -746,6 +807,8 @@ int main(int argc, char **argv)
     ADD("first-decision", test_first_decision);
     ADD("rest", test_rest);
     ADD("quiet", test_quiet);
+    ADD("quiet-looks", test_quiet_looks);
+    ADD("never-counted-moves", test_never_counted_moves);
     ADD("never-counted", test_never_counted);
     ADD("quiet-pessimistic", test_quiet_pessimistic);
     ADD("returned", test_returned);
