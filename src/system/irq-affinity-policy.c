@@ -49,8 +49,12 @@ struct IRQPolicy {
     uint32_t *scratch;      /* @cpus counts */
     int64_t *attempts;      /* the last max_moves_per_s times, a ring */
     unsigned oldest;        /* of @attempts */
+    int first_in_line;      /* vCPU that waits for the budget, -1: none */
     IRQPolicyStats stats;
 };
+
+/* Between two looks whether the first in line has been served */
+#define IN_LINE_STEP_NS (1000 * 1000LL)
 
 /* Far enough back for any difference, and no overflow in it */
 #define LONG_AGO (INT64_MIN / 2)
@@ -67,6 +71,7 @@ IRQPolicy *irq_policy_new(const IRQPolicyConfig *config, const IRQWorld *world,
     p->vectors = g_ptr_array_new();
     p->groups = g_array_new(false, false, sizeof(IRQGroup));
     p->scratch = g_new0(uint32_t, cpus);
+    p->first_in_line = -1;
     p->attempts = g_new(int64_t, config->max_moves_per_s);
     for (unsigned i = 0; i < config->max_moves_per_s; i++) {
         p->attempts[i] = LONG_AGO;
@@ -425,15 +430,40 @@ static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
     }
 }
 
+/*
+ * The budget is for all groups.  One that waits for it is served before any
+ * other: else small groups would take what a large one needs together, and
+ * those that come first what the last one needs.
+ */
+static int64_t group_budget_from(IRQPolicy *p, unsigned vcpu, unsigned wanted,
+                                 int64_t now_ns)
+{
+    if (p->first_in_line >= 0 && p->first_in_line != (int)vcpu) {
+        return MAX(group_at(p, p->first_in_line)->due_ns,
+                   now_ns + IN_LINE_STEP_NS);
+    }
+    return budget_from(p, wanted);
+}
+
+static void leave_line(IRQPolicy *p, unsigned vcpu)
+{
+    if (p->first_in_line == (int)vcpu) {
+        p->first_in_line = -1;
+    }
+}
+
 /* Returns: when to try again if the group may not be moved now, else 0. */
 static int64_t group_move(IRQPolicy *p, unsigned vcpu, unsigned wanted,
                           int64_t now_ns)
 {
     IRQGroup *g = group_at(p, vcpu);
     int64_t interval_ns = g->moved_ns + p->config.min_interval_ns;
-    int64_t budget_ns = budget_from(p, wanted);
+    int64_t budget_ns = group_budget_from(p, vcpu, wanted, now_ns);
 
     if (now_ns < interval_ns || now_ns < budget_ns) {
+        if (now_ns >= interval_ns && p->first_in_line < 0) {
+            p->first_in_line = vcpu;
+        }
         if (!g->told) {
             g->told = true;
             if (now_ns < interval_ns) {
@@ -444,6 +474,7 @@ static int64_t group_move(IRQPolicy *p, unsigned vcpu, unsigned wanted,
         }
         return MAX(interval_ns, budget_ns);
     }
+    leave_line(p, vcpu);
     g->told = false;
     g->moved_ns = now_ns;
     for (unsigned i = 0; i < p->vectors->len; i++) {
@@ -514,10 +545,14 @@ static void group_decide(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
 
     g->due_ns = IRQ_POLICY_NEVER;
     if (g->cpu < 0) {
+        leave_line(p, vcpu);
         return;
     }
     group_look(p, vcpu, now_ns);
     verdict = group_judge(p, vcpu, now_ns);
+    if (!verdict.now) {
+        leave_line(p, vcpu);
+    }
     if (verdict.now) {
         int64_t later_ns = group_move(p, vcpu, verdict.wanted, now_ns);
 

@@ -566,6 +566,44 @@ static void test_ping_pong(void)
     }
 }
 
+/* A vCPU that moves all the time does not take the budget from another. */
+static void test_budget_shared(void)
+{
+    for (int small = 0; small < 2; small++) {
+        IRQPolicyConfig config = optimistic;
+        int large = !small;
+        Sim s;
+
+        config.max_moves_per_s = 2;
+        config.min_interval_ns = 0;
+        sim_start(&s, &config);
+        irq_policy_set_owner(s.p, &s.vectors[0].v, small, s.now);
+        irq_policy_set_owner(s.p, &s.vectors[1].v, large, s.now);
+        irq_policy_set_owner(s.p, &s.vectors[2].v, large, s.now);
+        sim_tell(&s, 0, 0);
+        sim_tell(&s, 1, 0);
+        sim_run(&s, 200 * MS);
+        for (int i = 0; i < 3000; i++) {
+            sim_tell(&s, small, i & 1);
+            sim_run(&s, MS);
+        }
+        sim_tell(&s, large, 2);
+        for (int i = 0; i < 2000; i++) {
+            sim_tell(&s, small, i & 1);
+            sim_run(&s, MS);
+        }
+        g_assert_cmpint(s.vectors[1].cpu, ==, 2);
+        g_assert_cmpint(s.vectors[2].cpu, ==, 2);
+        /* nor does the other keep it, when it is gone or served */
+        sim_tell(&s, large, 3);
+        sim_tell(&s, large, -1);
+        sim_run(&s, 2 * SECOND);
+        g_assert_cmpint(s.vectors[0].cpu, ==, s.vcpu_cpu[small]);
+        assert_budget(&s, config.max_moves_per_s);
+        sim_end(&s);
+    }
+}
+
 static void test_refusals(void)
 {
     static const struct {
@@ -818,6 +856,7 @@ int main(int argc, char **argv)
     ADD("both", test_both);
     ADD("hysteresis", test_hysteresis);
     ADD("ping-pong", test_ping_pong);
+    ADD("budget-shared", test_budget_shared);
     ADD("refusals", test_refusals);
     ADD("backoff", test_backoff);
     ADD("retry", test_retry);
