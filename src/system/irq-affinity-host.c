@@ -345,6 +345,12 @@ void irq_host_returned(IRQHostIRQ *irq)
     }
 }
 
+void irq_host_maybe_returned(IRQHostIRQ *irq)
+{
+    g_free(irq->maybe);
+    irq->maybe = g_strdup(irq->original);
+}
+
 bool irq_host_was_moved(const IRQHostIRQ *irq)
 {
     return irq->moved;
@@ -368,11 +374,17 @@ int irq_host_move(IRQHostIRQ *irq, int cpu)
 
 int irq_host_restore(IRQHostIRQ *irq)
 {
+    int ret;
+
     if (!irq->moved || irq_host_mask(irq) == IRQ_MASK_FOREIGN) {
         return 0;
     }
-    irq->moved = false;
-    g_free(irq->expected);
-    irq->expected = g_strdup(irq->original);
-    return write_mask(irq, irq->original);
+    ret = write_mask(irq, irq->original);
+    if (!ret) {
+        irq->moved = false;
+        g_free(irq->expected);
+        irq->expected = g_strdup(irq->original);
+        g_clear_pointer(&irq->maybe, g_free);
+    }
+    return ret;
 }

@@ -123,11 +123,17 @@ void irq_host_moved(IRQHostIRQ *irq, int cpu);
 void irq_host_maybe_moved(IRQHostIRQ *irq, int cpu);
 
 /**
- * irq_host_returned: somebody gave it back what it had, or may have
+ * irq_host_returned: somebody gave it back what it had
  *
  * What it has now is taken for its own affinity.
  */
 void irq_host_returned(IRQHostIRQ *irq);
+
+/**
+ * irq_host_maybe_returned: somebody was to give it back what it had, and may
+ * have
+ */
+void irq_host_maybe_returned(IRQHostIRQ *irq);
 
 /**
  * irq_host_was_moved: whether it was moved, and not restored

@@ -29,6 +29,7 @@ typedef struct IRQGroup {
     bool mixed;             /* it was elsewhere in a part of the interval */
     bool ran_known;
     bool told;              /* that a decision was put off: counted once */
+    bool blind;             /* nothing but what never counted is waited for */
     uint64_t run_ns;
     uint64_t notices;
     int64_t noticed_ns;     /* when it was told that the vCPU moved */
@@ -48,8 +49,12 @@ struct IRQPolicy {
     uint32_t *scratch;      /* @cpus counts */
     int64_t *attempts;      /* the last max_moves_per_s times, a ring */
     unsigned oldest;        /* of @attempts */
+    int first_in_line;      /* vCPU that waits for the budget, -1: none */
     IRQPolicyStats stats;
 };
+
+/* Between two looks whether the first in line has been served */
+#define IN_LINE_STEP_NS (1000 * 1000LL)
 
 /* Far enough back for any difference, and no overflow in it */
 #define LONG_AGO (INT64_MIN / 2)
@@ -66,6 +71,7 @@ IRQPolicy *irq_policy_new(const IRQPolicyConfig *config, const IRQWorld *world,
     p->vectors = g_ptr_array_new();
     p->groups = g_array_new(false, false, sizeof(IRQGroup));
     p->scratch = g_new0(uint32_t, cpus);
+    p->first_in_line = -1;
     p->attempts = g_new(int64_t, config->max_moves_per_s);
     for (unsigned i = 0; i < config->max_moves_per_s; i++) {
         p->attempts[i] = LONG_AGO;
@@ -163,7 +169,9 @@ void irq_policy_vcpu_at(IRQPolicy *p, unsigned vcpu, int cpu, int64_t now_ns)
     g->cpu = cpu;
     g->noticed_ns = now_ns;
     g->mixed = true;
-    g->step_ns = p->config.forward_window_ns;
+    if (!g->blind) {
+        g->step_ns = p->config.forward_window_ns;
+    }
     /* not before the interval is over: then it may be back already */
     g->due_ns = MAX(now_ns, g->moved_ns + p->config.min_interval_ns);
     if (g->due_ns > now_ns && !g->told) {
@@ -376,13 +384,15 @@ typedef struct Verdict {
     unsigned wanted;    /* vectors that would be moved */
     bool now;           /* and a rule says so */
     bool waiting;       /* some vector is not, or may not be, in place */
+    bool blind;         /* it is not known where, of all of these */
     bool busy;          /* one of these counts */
+    int64_t rest_ns;    /* when a quiet one will be taken along */
     int64_t retry_ns;   /* the first that was refused may be tried again */
 } Verdict;
 
-static bool at_rest(const IRQVector *v, const IRQGroup *g, int64_t now_ns)
+static int64_t rest_from(const IRQVector *v, const IRQGroup *g)
 {
-    return now_ns - MAX(v->rose_ns, g->noticed_ns) >= IRQ_POLICY_REST_NS;
+    return MAX(v->rose_ns, g->noticed_ns) + IRQ_POLICY_REST_NS;
 }
 
 static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
@@ -403,12 +413,14 @@ static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
     if (place < 0) {
         return;
     }
-    if (irq_policy_quiet(p, v, now_ns)) {
-        if (!p->config.optimistic || !at_rest(v, g, now_ns)) {
-            return;
-        }
-    } else {
+    verdict->blind = false;
+    if (!irq_policy_quiet(p, v, now_ns)) {
         verdict->busy = true;
+    } else if (!p->config.optimistic) {
+        return;
+    } else if (now_ns < rest_from(v, g)) {
+        verdict->rest_ns = MIN(verdict->rest_ns, rest_from(v, g));
+        return;
     }
     verdict->wanted++;
     v->wanted = true;
@@ -418,15 +430,40 @@ static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
     }
 }
 
+/*
+ * The budget is for all groups.  One that waits for it is served before any
+ * other: else small groups would take what a large one needs together, and
+ * those that come first what the last one needs.
+ */
+static int64_t group_budget_from(IRQPolicy *p, unsigned vcpu, unsigned wanted,
+                                 int64_t now_ns)
+{
+    if (p->first_in_line >= 0 && p->first_in_line != (int)vcpu) {
+        return MAX(group_at(p, p->first_in_line)->due_ns,
+                   now_ns + IN_LINE_STEP_NS);
+    }
+    return budget_from(p, wanted);
+}
+
+static void leave_line(IRQPolicy *p, unsigned vcpu)
+{
+    if (p->first_in_line == (int)vcpu) {
+        p->first_in_line = -1;
+    }
+}
+
 /* Returns: when to try again if the group may not be moved now, else 0. */
 static int64_t group_move(IRQPolicy *p, unsigned vcpu, unsigned wanted,
                           int64_t now_ns)
 {
     IRQGroup *g = group_at(p, vcpu);
     int64_t interval_ns = g->moved_ns + p->config.min_interval_ns;
-    int64_t budget_ns = budget_from(p, wanted);
+    int64_t budget_ns = group_budget_from(p, vcpu, wanted, now_ns);
 
     if (now_ns < interval_ns || now_ns < budget_ns) {
+        if (now_ns >= interval_ns && p->first_in_line < 0) {
+            p->first_in_line = vcpu;
+        }
         if (!g->told) {
             g->told = true;
             if (now_ns < interval_ns) {
@@ -437,6 +474,7 @@ static int64_t group_move(IRQPolicy *p, unsigned vcpu, unsigned wanted,
         }
         return MAX(interval_ns, budget_ns);
     }
+    leave_line(p, vcpu);
     g->told = false;
     g->moved_ns = now_ns;
     for (unsigned i = 0; i < p->vectors->len; i++) {
@@ -452,42 +490,85 @@ static int64_t group_move(IRQPolicy *p, unsigned vcpu, unsigned wanted,
     return 0;
 }
 
-static void group_decide(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
+static Verdict group_judge(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
 {
-    IRQGroup *g = group_at(p, vcpu);
-    Verdict verdict = { .retry_ns = IRQ_POLICY_NEVER };
-    bool ran;
+    Verdict verdict = {
+        .blind = true,
+        .rest_ns = IRQ_POLICY_NEVER,
+        .retry_ns = IRQ_POLICY_NEVER,
+    };
 
-    g->due_ns = IRQ_POLICY_NEVER;
-    if (g->cpu < 0) {
-        return;
-    }
-    ran = group_ran(p, vcpu);
     for (unsigned i = 0; i < p->vectors->len; i++) {
         IRQVector *v = g_ptr_array_index(p->vectors, i);
 
         if (v->vcpu == vcpu) {
-            vector_look(p, v, g, ran, now_ns);
-            judge(p, v, g, &verdict, now_ns);
+            judge(p, v, group_at(p, vcpu), &verdict, now_ns);
         }
     }
-    g->due_ns = verdict.retry_ns;
+    return verdict;
+}
+
+static void group_look(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
+{
+    bool ran = group_ran(p, vcpu);
+
+    for (unsigned i = 0; i < p->vectors->len; i++) {
+        IRQVector *v = g_ptr_array_index(p->vectors, i);
+
+        if (v->vcpu == vcpu) {
+            vector_look(p, v, group_at(p, vcpu), ran, now_ns);
+        }
+    }
+}
+
+/* When to look again: soon after a reason, then when a quiet one is due. */
+static void group_wait(IRQPolicy *p, IRQGroup *g, const Verdict *verdict,
+                       int64_t now_ns)
+{
+    int64_t window_ns = p->config.forward_window_ns;
+    int64_t next_ns = now_ns + g->step_ns;
+
+    if (!verdict->busy && g->step_ns > window_ns &&
+        verdict->rest_ns != IRQ_POLICY_NEVER) {
+        next_ns = verdict->rest_ns;
+    }
+    g->due_ns = MIN(g->due_ns, next_ns);
+    g->step_ns = verdict->busy
+                 ? window_ns
+                 : MIN(g->step_ns * 2, MAX(IRQ_POLICY_LOOK_MAX_NS, window_ns));
+}
+
+static void group_decide(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
+{
+    IRQGroup *g = group_at(p, vcpu);
+    Verdict verdict;
+
+    g->due_ns = IRQ_POLICY_NEVER;
+    if (g->cpu < 0) {
+        leave_line(p, vcpu);
+        return;
+    }
+    group_look(p, vcpu, now_ns);
+    verdict = group_judge(p, vcpu, now_ns);
+    if (!verdict.now) {
+        leave_line(p, vcpu);
+    }
     if (verdict.now) {
         int64_t later_ns = group_move(p, vcpu, verdict.wanted, now_ns);
 
         if (later_ns) {
-            g->due_ns = MIN(g->due_ns, later_ns);
+            g->due_ns = MIN(verdict.retry_ns, later_ns);
             return;
         }
+        /* what was moved, or refused, need not be looked at */
+        verdict = group_judge(p, vcpu, now_ns);
     } else if (!verdict.wanted) {
         g->told = false;
     }
+    g->due_ns = verdict.retry_ns;
+    g->blind = verdict.waiting && verdict.blind;
     if (verdict.waiting) {
-        g->due_ns = MIN(g->due_ns, now_ns + g->step_ns);
-        g->step_ns = verdict.busy ? p->config.forward_window_ns
-                   : MIN(g->step_ns * 2,
-                         MAX(IRQ_POLICY_LOOK_MAX_NS,
-                             p->config.forward_window_ns));
+        group_wait(p, g, &verdict, now_ns);
     }
 }
 

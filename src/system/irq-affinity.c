@@ -299,16 +299,19 @@ static void sample(IRQFollowedVCPU *vcpu, int64_t now)
     IRQAffinity *a = vcpu->affinity;
     int64_t step_ns = (int64_t)a->sample_interval_ms * SCALE_MS;
     uint64_t run_ns = 0;
+    int cpu;
 
     if (irq_watch_run_ns(vcpu->watch, &run_ns) &&
         run_ns == vcpu->sampled_run_ns) {
         vcpu->sample_step_ns = MIN(vcpu->sample_step_ns * 2,
                                    MAX(SAMPLE_MAX_NS, step_ns));
     } else {
-        vcpu->sampled_run_ns = run_ns;
         vcpu->sample_step_ns = step_ns;
-        irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index,
-                           irq_watch_cpu(vcpu->watch), now);
+        cpu = irq_watch_cpu(vcpu->watch);
+        if (cpu >= 0) {         /* else the next time */
+            vcpu->sampled_run_ns = run_ns;
+            irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index, cpu, now);
+        }
     }
     vcpu->sample_due_ns = now + vcpu->sample_step_ns;
 }
@@ -781,13 +784,17 @@ static void helper_restored(void *opaque, void *tag, const IRQRestore *what,
     IRQFollowed *f = tag;
 
     told_return(a, what, err);
-    if (f) {
-        irq_host_returned(f->host);
-        irq_policy_returned(a->engine, &f->v, now_ns());
-        run(a);
-    } else {
+    if (!f) {
         adopt(what);
+        return;
     }
+    if (!err) {
+        irq_host_returned(f->host);
+    } else if (err == ENOTCONN) {
+        irq_host_maybe_returned(f->host);
+    }
+    irq_policy_returned(a->engine, &f->v, now_ns());
+    run(a);
 }
 
 static const IRQClientOps client_ops = {

@@ -59,15 +59,15 @@ class TestTimeout(AssertionError):
 
 
 def _late(*_):
-    raise TestTimeout(f'not ended within {TEST_LIMIT_S} s')
+    raise TestTimeout('not ended within the time limit of the test')
 
 
 @contextlib.contextmanager
-def time_limit():
+def time_limit(limit_s=TEST_LIMIT_S):
     """Raise TestTimeout in what takes longer than a test may."""
     before = signal.signal(signal.SIGALRM, _late)
     try:
-        signal.alarm(TEST_LIMIT_S)
+        signal.alarm(limit_s)
         yield
     finally:
         signal.alarm(0)
@@ -79,7 +79,7 @@ def bounded(method):
     @functools.wraps(method)
     def wrapper(self):
         try:
-            with time_limit():
+            with time_limit(self.limit_s):
                 method(self)
             return
         except LabHung as hung:
@@ -90,7 +90,7 @@ def bounded(method):
         self.lab.note_retry(why)
         self.lab.__enter__()
         try:
-            with time_limit():
+            with time_limit(self.limit_s):
                 method(self)
         except LabHung as again:
             raise LabError(f'the emulated host hung twice: {again}') from None
@@ -101,6 +101,7 @@ class LabTest(unittest.TestCase):
     """A test in an emulated host; see the head of this file."""
     lab_name = 'host'
     lab_options = {}
+    limit_s = TEST_LIMIT_S
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)

@@ -300,6 +300,67 @@ static void test_quiet(void)
     sim_end(&s);
 }
 
+/* Between the move of its vCPU and its own, a quiet one is hardly looked at. */
+static void test_quiet_looks(void)
+{
+    Sim s;
+    unsigned looks;
+
+    sim_start(&s, &optimistic);
+    sim_run(&s, 200 * MS);
+    sim_tell(&s, 0, 1);
+    for (int i = 0; i < VECTORS; i++) {
+        s.vectors[i].period_ns = 0;
+    }
+    sim_run(&s, 3 * SECOND);
+    looks = s.looks;
+    sim_tell(&s, 0, 2);         /* at once, after a window, after a second */
+    sim_run(&s, SECOND - STEP);
+    g_assert_cmpuint(s.attempts, ==, VECTORS);
+    sim_run(&s, 2 * STEP);
+    g_assert_cmpuint(s.attempts, ==, 2 * VECTORS);
+    g_assert_cmpuint(s.looks - looks, ==, 3 * VECTORS);
+    /* all is known of what was moved */
+    g_assert_cmpint(s.due, ==, IRQ_POLICY_NEVER);
+    /* one that counts again meanwhile does not wait longer */
+    sim_run(&s, 3 * SECOND);
+    sim_tell(&s, 0, 3);
+    sim_run(&s, 200 * MS);
+    s.vectors[1].period_ns = MS;
+    s.vectors[1].next_ns = s.now;
+    sim_run(&s, 800 * MS + 2 * STEP);
+    for (int i = 0; i < VECTORS; i++) {
+        g_assert_cmpint(s.vectors[i].cpu, ==, 3);
+    }
+    sim_end(&s);
+}
+
+/* That its vCPU moves about is no reason to look for what has never counted. */
+static void test_never_counted_moves(void)
+{
+    Sim s;
+    unsigned looks;
+
+    sim_start(&s, &optimistic);
+    for (int i = 0; i < VECTORS; i++) {
+        s.vectors[i].posted = true;
+    }
+    sim_run(&s, 200 * SECOND);
+    looks = s.looks;
+    for (int i = 0; i < 20; i++) {
+        sim_tell(&s, 0, i & 3);
+        sim_run(&s, 10 * SECOND);
+    }
+    /* once a move */
+    g_assert_cmpuint(s.looks - looks, <=, 20 * VECTORS);
+    s.vectors[1].posted = false;
+    sim_run(&s, 20 * MS);
+    sim_tell(&s, 0, 1);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 0);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 1);
+    sim_end(&s);
+}
+
 /* What has never counted stays, and is looked at ever less; then it counts. */
 static void test_never_counted(void)
 {
@@ -501,6 +562,44 @@ static void test_ping_pong(void)
         for (int i = 0; i < VECTORS; i++) {
             g_assert_cmpint(s.vectors[i].cpu, ==, s.vcpu_cpu[0]);
         }
+        sim_end(&s);
+    }
+}
+
+/* A vCPU that moves all the time does not take the budget from another. */
+static void test_budget_shared(void)
+{
+    for (int small = 0; small < 2; small++) {
+        IRQPolicyConfig config = optimistic;
+        int large = !small;
+        Sim s;
+
+        config.max_moves_per_s = 2;
+        config.min_interval_ns = 0;
+        sim_start(&s, &config);
+        irq_policy_set_owner(s.p, &s.vectors[0].v, small, s.now);
+        irq_policy_set_owner(s.p, &s.vectors[1].v, large, s.now);
+        irq_policy_set_owner(s.p, &s.vectors[2].v, large, s.now);
+        sim_tell(&s, 0, 0);
+        sim_tell(&s, 1, 0);
+        sim_run(&s, 200 * MS);
+        for (int i = 0; i < 3000; i++) {
+            sim_tell(&s, small, i & 1);
+            sim_run(&s, MS);
+        }
+        sim_tell(&s, large, 2);
+        for (int i = 0; i < 2000; i++) {
+            sim_tell(&s, small, i & 1);
+            sim_run(&s, MS);
+        }
+        g_assert_cmpint(s.vectors[1].cpu, ==, 2);
+        g_assert_cmpint(s.vectors[2].cpu, ==, 2);
+        /* nor does the other keep it, when it is gone or served */
+        sim_tell(&s, large, 3);
+        sim_tell(&s, large, -1);
+        sim_run(&s, 2 * SECOND);
+        g_assert_cmpint(s.vectors[0].cpu, ==, s.vcpu_cpu[small]);
+        assert_budget(&s, config.max_moves_per_s);
         sim_end(&s);
     }
 }
@@ -746,6 +845,8 @@ int main(int argc, char **argv)
     ADD("first-decision", test_first_decision);
     ADD("rest", test_rest);
     ADD("quiet", test_quiet);
+    ADD("quiet-looks", test_quiet_looks);
+    ADD("never-counted-moves", test_never_counted_moves);
     ADD("never-counted", test_never_counted);
     ADD("quiet-pessimistic", test_quiet_pessimistic);
     ADD("returned", test_returned);
@@ -755,6 +856,7 @@ int main(int argc, char **argv)
     ADD("both", test_both);
     ADD("hysteresis", test_hysteresis);
     ADD("ping-pong", test_ping_pong);
+    ADD("budget-shared", test_budget_shared);
     ADD("refusals", test_refusals);
     ADD("backoff", test_backoff);
     ADD("retry", test_retry);
