@@ -12,11 +12,11 @@ SLOTS = 150
 QEMU = '/bin/qemu-system-x86_64'
 
 CONTENTS = SCRIPT + '''
-report first sum 4
+report first sum 2
 sleep 1
-report again sum 4
-report fill fill 7 4
-report filled sum 4
+report again sum 2
+report fill fill 7 2
+report filled sum 2
 park counts
 '''
 
@@ -34,7 +34,7 @@ class Slots(labtest.LabTest):
 
     def test_slots(self):
         """What finds no slot goes on to trap."""
-        path = make_file(report_dir('lab', 'ondemand'), 4 * MIB)
+        path = make_file(report_dir('lab', 'ondemand'), 2 * MIB)
         self.lab.put('/tmp/window', path.read_bytes())
         path.unlink()
         self.few_slots()
@@ -42,7 +42,7 @@ class Slots(labtest.LabTest):
                 'slots', CONTENTS, devices=[
                     'ondemand-mem-pci,id=mem0,addr=10.0,policy=pol,'
                     'file=/tmp/window'], args=[
-                    '-object', 'ondemand-policy,id=pol,threshold=8,'
+                    '-object', 'ondemand-policy,id=pol,threshold=4,'
                     'granule=4k,chunks=256'],
                 files={'bin/cxlmem': guest_program('cxlmem')}) as guest:
             guest.wait_parked('counts')
