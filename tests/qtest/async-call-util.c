@@ -126,21 +126,3 @@ bool async_load(QTestState *qts, const char *path)
                              " 'exit-on-error': false}}", uri);
     return async_migrated(qts);
 }
-
-void async_check_leaks(bool on)
-{
-    static char *before;
-
-    if (!on) {
-        g_autofree char *now = NULL;
-
-        before = g_strdup(g_getenv("ASAN_OPTIONS"));
-        now = g_strdup_printf("%s:detect_leaks=0", before ?: "");
-        g_setenv("ASAN_OPTIONS", now, true);
-    } else if (before) {
-        g_setenv("ASAN_OPTIONS", before, true);
-        g_clear_pointer(&before, g_free);
-    } else {
-        g_unsetenv("ASAN_OPTIONS");
-    }
-}

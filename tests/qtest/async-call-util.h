@@ -39,13 +39,6 @@ bool async_snapshot(QTestState *qts, const char *command);
 bool async_convert(const char *from, const char *format, const char *to,
                    const char *to_format);
 
-/*
- * Whether ASan, where it is built in, checks QEMU for leaks when it ends, for
- * those started from here on.  The base leaks in savevm and loadvm: the
- * channels and the description of what it saved (migration/savevm.c).
- */
-void async_check_leaks(bool on);
-
 /* Load a VM started with -incoming defer.  Returns false if that failed. */
 bool async_load(QTestState *qts, const char *path);
 

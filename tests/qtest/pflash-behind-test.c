@@ -333,11 +333,9 @@ static void test_snapshot(void)
         test_free(&t);
         return;
     }
-    async_check_leaks(false);
     t.qts = qtest_initf("-blockdev file,node-name=file,filename=%s " QCOW
                         " -machine pc,pflash0=slow -m 16 -global driver="
                         "cfi.pflash01,property=write-behind,value=on", t.path);
-    async_check_leaks(true);
     program_some(&t, 0);
     g_assert_true(async_snapshot(t.qts, "snapshot-save"));
     saved = g_memdup2(t.expected, FLASH_SIZE);

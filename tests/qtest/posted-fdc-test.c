@@ -13,7 +13,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "async-call-util.h"
+#include "libqtest.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 
@@ -455,9 +455,7 @@ static void test_snapshot(void)
     /* what is saved goes to the node, behind the drive's throttle */
     node = g_strdup_printf("-drive if=none,id=slow,file=%s,format=qcow2,"
                            "throttling.iops-total=1", disk);
-    async_check_leaks(false);
     t = test_start_on("on", node);
-    async_check_leaks(true);
     stop_with_queue(t);
     hmp(t, "savevm s");
     for (int i = 0; i < 3; i++) {

@@ -871,9 +871,7 @@ static void test_snapshot(void)
         test_free(&t);
         return;
     }
-    async_check_leaks(false);
     start_qemu(&t, QCOW, "on", "");
-    async_check_leaks(true);
     find_controller(&t);
     init_card(&t);
     put_pieces(&t, 50);
