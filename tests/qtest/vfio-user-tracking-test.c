@@ -664,8 +664,8 @@ static void fault_round(const char *prog, const char *mode, bool stall)
 
     program = prog;
     if (is_long()) {
-        /* some stalls are too long; a slow machine's own ones may be as well */
-        properties = TRACKED ",\"x-msg-timeout\":300";
+        /* some stalls are too long */
+        properties = TRACKED ",\"x-msg-timeout\":2000";
     }
     pair_start(&p, mode);
     tracked_vm_fill(&p.src);
@@ -676,7 +676,8 @@ static void fault_round(const char *prog, const char *mode, bool stall)
     if (stall) {
         bool soon = tracked_random(2);
 
-        g_usleep(tracked_random(soon ? 50 * 1000 : 600 * 1000));
+        g_usleep(tracked_random(soon ? 50 * 1000 :
+                                is_long() ? 4000 * 1000 : 600 * 1000));
         kill(p.src_server.pid, SIGCONT);
     }
     why = tracked_vm_push(&p.src, &completed);
@@ -714,7 +715,6 @@ static void lying_round(void)
     pair_start(&p, mode);
     tracked_vm_fill(&p.src);
     tracked_vm_migrate(&p.src, p.stream);
-    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
     why = tracked_vm_push(&p.src, &completed);
     g_test_message("%s: %s", mode, completed ? "completed" : why);
     qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
