@@ -78,15 +78,17 @@ class ShellGuest(Guest):
     def __init__(self, name, chardevs, **options):
         """
         @chardevs: {name of the port: options of its chardev}
-        @kind: of the chardevs
+        @kind: of the chardevs; @kinds: of some of them, by port
         @serial: properties of the device
         """
         args = list(options.pop('args', ()))
         kind = options.pop('kind', 'zpipe')
+        kinds = options.pop('kinds', {})
         args += ['-device', 'virtio-serial-pci,id=zserial'
                  + options.pop('serial', '')]
         for port, text in chardevs.items():
-            args += ['-chardev', f'{kind},id={port},{text}', '-device',
+            args += ['-chardev', f'{kinds.get(port, kind)},id={port},{text}',
+                     '-device',
                      f'virtserialport,bus=zserial.0,chardev={port},'
                      f'name={port}']
         options.setdefault('timeout', 300)
