@@ -32,6 +32,7 @@ typedef struct PostedBlk {
     int64_t offset;
     bool is_write;
     bool started;
+    bool done;
     QEMUIOVector qiov;
     void *data;
 } PostedBlk;
@@ -51,6 +52,7 @@ static void posted_blk_done(void *opaque, int ret)
 {
     PostedBlk *r = opaque;
 
+    r->done = true;
     if (r->call) {
         async_call_wake(r->call, ret);
     }
@@ -82,13 +84,25 @@ static void posted_blk_start_bh(void *opaque)
     posted_blk_unref(opaque);
 }
 
-/* A drain ends requests that wait longer otherwise, as in a throttle. */
-static void posted_blk_finish(void *opaque)
+/*
+ * A drain ends requests that wait longer otherwise, as in a throttle.  While
+ * somebody else has the disk drained, a request waits for the end of that and
+ * counts as none; to wait for it here would be for ever.
+ */
+static bool posted_blk_finish(void *opaque)
 {
     PostedBlk *r = opaque;
+    bool done;
 
+    r->refs++;
     posted_blk_start(r);
     blk_drain(r->blk);
+    while (!r->done && aio_poll(qemu_get_aio_context(), false)) {
+        /* its completion is a bottom half */
+    }
+    done = r->done;
+    posted_blk_unref(r);
+    return done;
 }
 
 static int coroutine_fn posted_blk_rw(PostedQueue *q, BlockBackend *blk,

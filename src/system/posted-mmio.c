@@ -166,6 +166,10 @@ static int coroutine_fn run_on_second_stack(AsyncCall *call, void *opaque)
     result = call_handler(q, &w);
     q->call = NULL;
     if (async_call_cancelled(call)) {
+        /* by a reset: the device has a queue again */
+        if (q->on && q->num) {
+            qemu_bh_schedule(q->bh);
+        }
         release(q, &w);
     }
     return result;
@@ -294,9 +298,15 @@ bool posted_mmio_finish(PostedQueue *q)
 {
     CPUState *cpu = leave_cpu();
 
+    if (q->parked && q->finish && async_call_cancelled(q->parked)) {
+        /* it will not go on here, but what it has begun has to happen */
+        q->finish(q->finish_opaque);
+    }
     while (q->parked && q->finish && !async_call_cancelled(q->parked)) {
         trace_posted_mmio_finish(queue_name(q));
-        q->finish(q->finish_opaque);
+        if (!q->finish(q->finish_opaque)) {
+            break;
+        }
         async_call_drain(&q->owner, 0);
     }
     return_to_cpu(cpu);
@@ -338,7 +348,11 @@ static MemTxResult vcpu_write(PostedQueue *q, const PostedWrite *w)
         return MEMTX_OK;
     }
     totals.waited++;
-    return drain(q) ? run(q, w, false) : MEMTX_ACCESS_ERROR;
+    if (drain(q)) {
+        return run(q, w, false);
+    }
+    totals.dropped++;
+    return MEMTX_ACCESS_ERROR;
 }
 
 /*
@@ -488,7 +502,9 @@ void posted_mmio_vm_changed(void *opaque, bool running, RunState state)
 void posted_mmio_reset(PostedQueue *q)
 {
     if (q->on) {
-        posted_mmio_finish(q);
+        if (!posted_mmio_finish(q)) {
+            async_call_cancel(&q->owner);
+        }
         drop_all(q);
     }
 }

@@ -33,6 +33,9 @@
 #define SIDE_1 (18 * SECTOR)
 #define BYTES (2 * SECTOR)
 
+/* Where the DMA controller finds the data */
+#define DMA_ADDR 0x10000
+
 #define MAX_QUEUED 64
 /* A guest that does not look at the main status register */
 #define IMPOLITE 10
@@ -246,6 +249,144 @@ static void test_off(void)
 static void test_on(void)
 {
     plain("on");
+}
+
+/* Channel 2 of the DMA controller, to or from DMA_ADDR. */
+static void set_dma(Test *t, uint8_t mode)
+{
+    qtest_outb(t->qts, 0x0a, 0x06);             /* masked meanwhile */
+    qtest_outb(t->qts, 0x0c, 0);
+    qtest_outb(t->qts, 0x04, DMA_ADDR & 0xff);
+    qtest_outb(t->qts, 0x04, DMA_ADDR >> 8 & 0xff);
+    qtest_outb(t->qts, 0x81, DMA_ADDR >> 16);
+    qtest_outb(t->qts, 0x05, (BYTES - 1) & 0xff);
+    qtest_outb(t->qts, 0x05, (BYTES - 1) >> 8);
+    qtest_outb(t->qts, 0x0b, mode);
+    qtest_outb(t->qts, 0x0a, 0x02);
+}
+
+static void start_dma(Test *t, uint8_t code, uint8_t mode)
+{
+    const uint8_t command[] = { code, 0, 0, 0, 1, 2, 1, 0x1b, 0xff };
+
+    qtest_outb(t->qts, DOR, 0x1c);
+    set_dma(t, mode);
+    for (int i = 0; i < sizeof(command); i++) {
+        send_byte(t, command[i]);
+    }
+}
+
+static void finish_dma(Test *t)
+{
+    for (int i = 0; i < 7; i++) {
+        uint8_t byte;
+
+        wait_ready(t, DIO);
+        byte = qtest_inb(t->qts, FIFO);
+        g_assert_true(i || !(byte & 0xc0));
+    }
+}
+
+/* The DMA controller runs the transfer from the last byte of the command. */
+static void dma(const char *property, bool held, const char *node)
+{
+    Test *t = test_start_on(property, node);
+    uint8_t data[BYTES];
+
+    for (unsigned i = 0; i < BYTES; i++) {
+        data[i] = pattern(i);
+    }
+    qtest_memwrite(t->qts, DMA_ADDR, data, BYTES);
+    for (int round = 0; round < 3; round++) {
+        if (held && !t->throttled) {
+            hold(t);
+        }
+        start_dma(t, 0xc5, 0x4a);
+        if (held && !t->throttled) {
+            g_assert_cmphex(msr(t) & RQM, ==, 0);
+            g_assert_cmpuint(stat_value(t, "async-call-parked"), ==, 1);
+            release(t);
+        }
+        finish_dma(t);
+    }
+    expect(t, BYTES);
+    qtest_memset(t->qts, DMA_ADDR, 0, BYTES);
+    start_dma(t, 0xc6, 0x46);
+    finish_dma(t);
+    qtest_memread(t->qts, DMA_ADDR, data, BYTES);
+    for (unsigned i = 0; i < BYTES; i++) {
+        g_assert_cmphex(data[i], ==, pattern(i));
+    }
+    test_end(t);
+}
+
+static void test_dma(void)
+{
+    dma("off", false, BLKDEBUG);
+    dma("on", false, BLKDEBUG);
+    dma("on", true, BLKDEBUG);
+}
+
+/* A stop lets the transfer come to its end. */
+static void test_dma_stop(void)
+{
+    dma("on", true, THROTTLE);
+}
+
+static bool job_is_pending(Test *t)
+{
+    g_autoptr(QDict) rsp = qtest_qmp(t->qts, "{'execute': 'query-jobs'}");
+    QDict *job = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+
+    return g_str_equal(qdict_get_str(job, "status"), "pending");
+}
+
+/* A block job has the disk drained: no stop and no reset waits for that. */
+static void drained(const char *command)
+{
+    Test *t = test_start("on");
+    g_autofree char *target = NULL;
+    char *path;
+    int fd = g_file_open_tmp("posted-fdc-XXXXXX", &target, NULL);
+
+    g_assert_cmpint(ftruncate(fd, IMAGE_SIZE), ==, 0);
+    close(fd);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-add',"
+        " 'arguments': {'driver': 'file', 'node-name': 'target',"
+        " 'filename': %s}}", target);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-mirror',"
+        " 'arguments': {'job-id': 'job', 'device': 'slow', 'target': 'target',"
+        " 'sync': 'full', 'auto-finalize': false}}");
+    qtest_qmp_eventwait(t->qts, "BLOCK_JOB_READY");
+    qtest_qmp_assert_success(t->qts, "{'execute': 'job-complete',"
+                             " 'arguments': {'id': 'job'}}");
+    while (!job_is_pending(t)) {
+        g_usleep(1000);
+    }
+    start_transfer(t);
+    send_data(t, SECTOR, true);
+    g_assert_cmphex(msr(t) & RQM, ==, 0);
+    qtest_qmp_assert_success(t->qts, "{'execute': %s}", command);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'cont'}");
+    qtest_qmp_assert_success(t->qts, "{'execute': 'job-finalize',"
+                             " 'arguments': {'id': 'job'}}");
+    qtest_qmp_eventwait(t->qts, "BLOCK_JOB_COMPLETED");
+    if (g_str_equal(command, "stop")) {
+        finish_transfer(t);
+    }
+    start_transfer(t);
+    finish_transfer(t);
+    path = t->path;
+    t->path = g_strdup(target);
+    unlink(path);
+    g_free(path);
+    test_end(t);
+}
+
+static void test_drained(void)
+{
+    drained("stop");
+    drained("system_reset");
 }
 
 /* The vCPU goes on while the disk does not, and is told so. */
@@ -590,6 +731,9 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     qtest_add_func("/posted-fdc/off", test_off);
     qtest_add_func("/posted-fdc/on", test_on);
+    qtest_add_func("/posted-fdc/dma", test_dma);
+    qtest_add_func("/posted-fdc/dma-stop", test_dma_stop);
+    qtest_add_func("/posted-fdc/drained", test_drained);
     qtest_add_func("/posted-fdc/goes-on", test_goes_on);
     qtest_add_func("/posted-fdc/order", test_order);
     qtest_add_func("/posted-fdc/full", test_full);

@@ -38,6 +38,7 @@ typedef struct Dev {
     MemTxResult nested;
     bool seen_cpu;
     bool seen_guard_free;
+    bool stuck;                 /* it cannot be finished */
 } Dev;
 
 static CPUState *cpu;
@@ -84,11 +85,15 @@ const char *memory_region_name(const MemoryRegion *mr)
  * The device
  */
 
-static void dev_finish(void *opaque)
+static bool dev_finish(void *opaque)
 {
     Dev *d = opaque;
 
+    if (d->stuck) {
+        return false;
+    }
     async_call_wake(d->waiting, 1);
+    return true;
 }
 
 static MemTxResult dev_access(Dev *d, uint64_t data, MemTxAttrs attrs)
@@ -553,6 +558,32 @@ static void test_quit(void)
     dev_free(d);
 }
 
+/*
+ * What a handler waits for cannot be made to happen: nothing hangs, and a reset
+ * gives the handler up.
+ */
+static void test_stuck(void)
+{
+    Dev *d = dev_new();
+
+    d->stuck = true;
+    poke(d, WAITS | 1);
+    poke(d, 2);
+    posted_mmio_vm_changed(&d->q, false, RUN_STATE_PAUSED);
+    g_assert_true(posted_mmio_parked(&d->q));
+    posted_mmio_vm_changed(&d->q, true, RUN_STATE_RUNNING);
+    posted_mmio_reset(&d->q);
+    poke(d, 4);
+    while (posted_mmio_busy(&d->q)) {
+        loop(false);
+    }
+    g_assert_cmpint(d->last_wait, ==, -ECANCELED);
+    check_log(d, 1, 4);
+    poke(d, 6);
+    check_log(d, 2, 4, 6);
+    dev_free(d);
+}
+
 static void test_not_eligible(void)
 {
     Error *err = NULL;
@@ -775,6 +806,7 @@ int main(int argc, char **argv)
     g_test_add_func("/posted-mmio/reset", test_reset);
     g_test_add_func("/posted-mmio/unplug", test_unplug);
     g_test_add_func("/posted-mmio/quit", test_quit);
+    g_test_add_func("/posted-mmio/stuck", test_stuck);
     g_test_add_func("/posted-mmio/not-eligible", test_not_eligible);
     g_test_add_func("/posted-mmio/loaded", test_loaded);
     g_test_add_func("/posted-mmio/waiter", test_waiter);

@@ -89,7 +89,11 @@ static int post_load(void *opaque, int version_id)
 {
     SDHCIState *s = opaque;
 
-    return s->post.stage > SDHCI_POST_ADMA ? -EINVAL : 0;
+    if (s->post.stage > SDHCI_POST_ADMA) {
+        return -EINVAL;
+    }
+    /* no transfer of blocks of nothing gets on, or to its end */
+    return s->post.stage && !extract16(s->blksize, 0, 12) ? -EINVAL : 0;
 }
 
 const VMStateDescription vmstate_sdhci_post = {

@@ -65,11 +65,12 @@ typedef struct PostedWrite {
  * typedef PostedFinish: make happen now what a handler waits for
  * @opaque: as given to posted_mmio_park()
  *
- * async_call_wake() must have been called when this returns.
- *
  * Context: BQL held, not in a coroutine, in any thread.
+ *
+ * Returns: true if async_call_wake() has been called; false if it cannot happen
+ * now, since it waits for what only the event loop brings about.
  */
-typedef void PostedFinish(void *opaque);
+typedef bool PostedFinish(void *opaque);
 
 /**
  * struct PostedQueue: a device's posted writes
@@ -107,7 +108,8 @@ struct PostedQueue {
  * @queued: writes that were queued behind others
  * @waited: writes for which the vCPU waited because too many were queued
  * @drained: writes of others than vCPUs that waited for what was queued
- * @dropped: queued writes that a reset or an unplug dropped
+ * @dropped: writes that a reset or an unplug dropped, or for which there was
+ *           no room while nothing could be waited for
  */
 typedef struct PostedTotals {
     uint64_t now;
@@ -228,14 +230,18 @@ int coroutine_fn posted_mmio_park(PostedQueue *q, PostedFinish *finish,
  *
  * Context: BQL held, not in a coroutine, not in a handler of the device.
  *
- * Returns: true, or false if the handler was given up, or if another thread
- * is in the middle of an access of the device.
+ * Returns: true, or false if the handler was given up, if another thread is in
+ * the middle of an access of the device, or if its disk is being drained by
+ * somebody else, such as a block job that waits to be finalized.  Then the
+ * handler is still parked, and the device cannot be saved.
  */
 bool posted_mmio_finish(PostedQueue *q);
 
 /**
- * posted_mmio_reset: finish what is parked, drop what is queued
+ * posted_mmio_reset: finish what is parked, or give it up; drop what is queued
  * @q: on or off
+ *
+ * A block request of a handler that is given up goes on.
  *
  * Context: as posted_mmio_finish().
  */
