@@ -294,7 +294,7 @@ static void size_known(int64_t size, const char *error, void *opaque)
         return;
     }
     if (t->durable || (sg_policy_is_volatile(t->policy) &&
-                       !sg_journal_is_behind(t->c->journal))) {
+                       !sg_journal_must_sync(t->c->journal))) {
         task_grow(t);
         return;
     }

@@ -152,9 +152,9 @@ bool sg_journal_sync(SgJournal *j, GError **error)
     return true;
 }
 
-bool sg_journal_is_behind(SgJournal *j)
+bool sg_journal_must_sync(SgJournal *j)
 {
-    return j->unsynced->len >= UNSYNCED_BYTES;
+    return j->failed || j->unsynced->len >= UNSYNCED_BYTES;
 }
 
 static SgGrowth *add(SgJournal *j, const char *key, const char *vm,
@@ -245,20 +245,23 @@ static bool take_line(SgJournal *j, const char *line)
 }
 
 /*
- * @text is behind a record that cannot be read.  When power fails, any part of
- * what was not synced may be missing; but a record that was written after a
- * sync is proof of what was before that.
+ * @text is behind a record that cannot be read, or behind the last NUL of its
+ * line.  When power fails, any part of what was not synced may be missing; but
+ * a record that was written after a sync is proof of what was before that.  A
+ * block that is lost reads as NULs, and its newlines with it: then the line
+ * ends with the record that follows.
  */
 static bool proves_damage(SgJournal *j, char *text, const char *end)
 {
     char *next;
 
     for (; (next = memchr(text, '\n', end - text)); text = next + 1) {
+        char *nul = memrchr(text, 0, next - text);
         QDict *dict;
         bool proof;
 
         *next = 0;
-        dict = parse_line(text);
+        dict = parse_line(nul ? nul + 1 : text);
         proof = dict && qdict_get_try_int(dict, "synced",
                                           INT64_MAX) > j->length;
         qobject_unref(dict);
@@ -292,7 +295,7 @@ static bool load(SgJournal *j, GError **error)
 {
     struct stat st;
     g_autofree char *text = NULL;
-    char *line, *end;
+    char *line, *end, *nul;
     off_t done = 0;
 
     if (!check_file(j->fd, &st, error)) {
@@ -315,11 +318,15 @@ static bool load(SgJournal *j, GError **error)
         }
         j->length = end + 1 - text;
     }
-    if (end && proves_damage(j, end + 1, text + done)) {
-        g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
-                    "Journal: the record at byte %jd is damaged",
-                    (intmax_t)j->length);
-        return false;
+    if (end) {
+        nul = memrchr(line, 0, end - line);
+        *end = '\n';
+        if (proves_damage(j, nul ? nul + 1 : end + 1, text + done)) {
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
+                        "Journal: the record at byte %jd is damaged",
+                        (intmax_t)j->length);
+            return false;
+        }
     }
     if (ftruncate(j->fd, j->length) < 0) {
         return fail(error, "a torn record cannot be cut off");

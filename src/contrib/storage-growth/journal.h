@@ -72,7 +72,8 @@ GPtrArray *sg_journal_all(SgJournal *j);
  * sg_journal_begin: write down that a growth begins
  *
  * It must not begin before sg_journal_sync() has returned true, unless a power
- * failure would leave nothing of it: a process that is killed needs no sync.
+ * failure would leave nothing of it, and sg_journal_must_sync() is false: a
+ * process that is killed needs no sync.
  *
  * Returns: the growth, or NULL with @error set; then it must not begin, and
  * the journal is as before.
@@ -93,8 +94,12 @@ bool sg_journal_end(SgJournal *j, SgGrowth *g, int64_t provider_us,
 /* Wait until all that was written down is on the disk */
 bool sg_journal_sync(SgJournal *j, GError **error);
 
-/* Whether so much is not on the disk that it is time for sg_journal_sync() */
-bool sg_journal_is_behind(SgJournal *j);
+/*
+ * Whether nothing may begin before sg_journal_sync() has returned true: so much
+ * is not on the disk, or the last time it failed.  What the kernel could not
+ * write it may forget: then even a process that is killed needs a sync.
+ */
+bool sg_journal_must_sync(SgJournal *j);
 
 /* Write down that there is no growth for a key, and why */
 SgGrowth *sg_journal_deny(SgJournal *j, const char *key, const char *vm,

@@ -277,8 +277,7 @@ bool sg_policy_matches(const SgPolicy *p, const char *vm, const char *path)
 
 bool sg_policy_is_volatile(const SgPolicy *p)
 {
-    return !p->resource && (p->provider == SG_PROVIDER_LOOP ||
-                            p->provider == SG_PROVIDER_TMPFS);
+    return !p->resource && p->provider == SG_PROVIDER_TMPFS;
 }
 
 const SgPolicy *sg_policy_find(GPtrArray *policies, const char *vm,

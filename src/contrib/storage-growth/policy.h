@@ -80,9 +80,10 @@ const char *sg_policy_target(const SgPolicy *policy, int64_t size,
 /**
  * sg_policy_is_volatile: whether what grows does not outlive the host's kernel
  *
- * A loop device and a tmpfs go when the power fails, and so do the virtual
- * machines that have opened them: nobody is left who could ask for the same
- * growth again.
+ * A tmpfs goes when the power fails, with what it has grown by: whoever asks
+ * for the same growth again, as a virtual machine that was saved to a disk may,
+ * does not get it twice.  A loop device goes, too, but its file remains, with
+ * its size.
  */
 bool sg_policy_is_volatile(const SgPolicy *policy);
 
