@@ -9,6 +9,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -68,9 +69,9 @@ while True:
 '''
 
 
-def request(op, number, cpus=''):
+def request(op, number, cpus='', cpu=0):
     """One request, as in irq-affinity-proto.h."""
-    return struct.pack('=6I24s208s', op, number, number, 0, os.getpid(), 0,
+    return struct.pack('=6I24s208s', op, number, number, cpu, os.getpid(), 0,
                        DEVICE.encode(), cpus.encode())
 
 
@@ -166,6 +167,56 @@ class LastWords(HelperTest):
             time.sleep(0.02)
         self.assertEqual(self.left(), [])
 
+    def test_no_late_moves(self):
+        """What is served after the peer hung up moves nothing any more."""
+        self.connect().close()              # the helper listens
+        with open('/dev/null', 'r+b') as proof:
+            with self.held(), self.connect() as peer:
+                peer.send(request(HELLO, 1))
+                for message in (request(MOVE, IRQS[0], cpu=2),
+                                request(RESTORE, IRQS[1], '0-2')):
+                    socket.send_fds(peer, [message], [proof.fileno()])
+            end = time.monotonic() + PATIENCE_S
+            while IRQS[1] in self.left() and time.monotonic() < end:
+                time.sleep(0.02)
+            self.assertNotIn(IRQS[1], self.left())
+            self.assertEqual(self.mask(IRQS[0]).read_text().strip(), '3')
+            # it does when the peer is there
+            with self.connect() as peer:
+                self.assertEqual(self.ask(peer, HELLO, 1), 0)
+                self.assertEqual(self.ask(peer, MOVE, IRQS[0], '', 2,
+                                          fds=[proof.fileno()]), 0)
+            self.assertEqual(self.mask(IRQS[0]).read_text().strip(), '2')
+
+
+class Shortage(HelperTest):
+    """The helper has no descriptor left."""
+
+    def switches(self):
+        """How often the helper has gone to sleep."""
+        text = Path(f'/proc/{self.helper.pid}/status').read_text()
+        return int(text.split('\nvoluntary_ctxt_switches:')[1].split()[0])
+
+    def test_no_descriptors(self):
+        with self.connect() as peer:        # the helper listens
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+        pid = self.helper.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        # only those that are open from the start
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with self.connect() as peer:
+            peer.send(request(HELLO, 1))
+            begin, before = time.monotonic(), self.switches()
+            while self.switches() < before + 20:
+                self.assertLess(time.monotonic(), begin + PATIENCE_S,
+                                'no further attempt, or it spins')
+                time.sleep(0.01)
+            # ten attempts a second, and not some thousand
+            self.assertLess(self.switches() - before,
+                            100 * (1 + time.monotonic() - begin))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            self.assertEqual(struct.unpack('=4I', peer.recv(16))[2], 0)
+
 
 class Stuck(HelperTest):
     """Descriptors that keep whoever closes them waiting."""
@@ -244,14 +295,7 @@ class Stuck(HelperTest):
                 self.assertEqual(self.ask(one, HELLO, 1), 0)
             with self.connect() as more:
                 self.assertIsNone(self.ask(more, HELLO, 1))
-            pid = os.fork()
-            if not pid:                     # another process may
-                status = 1
-                with contextlib.suppress(BaseException):
-                    self.serve_another_process()
-                    status = 0
-                os._exit(status)
-            self.assertEqual(os.waitpid(pid, 0)[1], 0)
+            self.serve_from_another_process()
             self.drain(far)
             self.wait_served()
 
@@ -302,6 +346,56 @@ class Stuck(HelperTest):
         self.assertEqual(said, b'y' * len(children))
         with self.connect() as more:
             self.assertIsNone(self.ask(more, HELLO, 1))
+
+    def send_stuck(self, peer):
+        """Leave a descriptor that lingers in a connection; return its peer."""
+        near, far = self.lingering()
+        peer.send(request(HELLO, 1))
+        socket.send_fds(peer, [request(MOVE, IRQS[0])], [near.fileno()])
+        near.close()
+        return far
+
+    def serve_from_another_process(self):
+        pid = os.fork()
+        if not pid:
+            status = 1
+            with contextlib.suppress(BaseException):
+                self.serve_another_process()
+                status = 0
+            os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+
+    def test_refused(self):
+        """What is left in a connection that is refused holds up nobody."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(PER_PROCESS):
+                one = stack.enter_context(self.connect())
+                self.assertEqual(self.ask(one, HELLO, 1), 0)
+            with self.held():
+                peers = [stack.enter_context(self.connect())
+                         for _ in range(3)]
+                for peer in peers:
+                    self.send_stuck(peer)
+            for peer in peers:
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertEqual(peer.recv(16), b'')
+            self.serve_from_another_process()
+        self.helper.terminate()
+        self.assertEqual(self.helper.wait(PATIENCE_S), 0)
+
+    def test_not_accepted(self):
+        """Nor what is left in one that the helper never accepted."""
+        self.connect().close()              # the helper listens
+        with self.held():
+            peers = [self.connect() for _ in range(3)]
+            for peer in peers:
+                self.addCleanup(peer.close)
+                self.send_stuck(peer)
+            self.helper.terminate()
+        self.assertEqual(self.helper.wait(PATIENCE_S), 0)
+        for peer in peers:                  # and it is let go
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(peer.recv(16), b'')
 
     @staticmethod
     def close(fd):

@@ -24,6 +24,7 @@ typedef struct Fixture {
     IRQServe *s;
     IRQPeer peer;
     int proof;              /* /dev/null: group 7, with DEVICE */
+    int far;                /* the peer's end */
     int64_t now;
 } Fixture;
 
@@ -72,12 +73,17 @@ static void put_irq(const Fixture *f, int irq, const char *action)
 
 static void set_up(Fixture *f, gconstpointer cpus)
 {
+    int fds[2];
+
     *f = (Fixture) { .now = 77 * SECOND };
     f->root = g_dir_make_tmp("irq-helper-XXXXXX", NULL);
     f->proof = open("/dev/null", O_RDWR);
     f->peer.pid = getpid();
     f->peer.pidfd = syscall(SYS_pidfd_open, getpid(), 0);
     g_assert_cmpint(f->peer.pidfd, >=, 0);
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), ==, 0);
+    f->peer.fd = fds[0];
+    f->far = fds[1];
     f->peer.greeted = true;
     f->s = irq_serve_new(f->root, cpus, 5);
     g_assert_nonnull(f->s);
@@ -104,6 +110,10 @@ static void tear_down(Fixture *f, gconstpointer data)
     irq_serve_free(f->s);
     close(f->proof);
     close(f->peer.pidfd);
+    close(f->peer.fd);
+    if (f->far >= 0) {
+        close(f->far);
+    }
     g_assert_cmpint(system(command), ==, 0);
     g_free(f->root);
 }
@@ -425,6 +435,29 @@ static void test_limit(Fixture *f, gconstpointer data)
     g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, 0);
 }
 
+/* Who has hung up moves nothing any more, but gives back. */
+static void test_hung_up(Fixture *f, gconstpointer data)
+{
+    IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
+
+    /* that it sends no more is not that it has gone */
+    g_assert_cmpint(shutdown(f->far, SHUT_WR), ==, 0);
+    g_assert_cmpint(ask(f, &rq), ==, 0);
+    assert_mask(f, 40, "2");
+    close(f->far);
+    f->far = -1;
+    rq.cpu = 3;
+    /* nor does it count against who comes after it */
+    for (int i = 0; i < 10; i++) {
+        g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, ENOTCONN);
+    }
+    assert_mask(f, 40, "2");
+    rq = request(IRQ_HELPER_RESTORE, 40, 0);
+    strcpy(rq.list, "1-3");
+    g_assert_cmpint(ask_fd(f, &rq, f->proof), ==, 0);
+    assert_mask(f, 40, "1-3");
+}
+
 /* Names that lead elsewhere in a path */
 static void test_names(Fixture *f, gconstpointer data)
 {
@@ -563,6 +596,7 @@ int main(int argc, char **argv)
     ADD("restore-nowhere", test_restore_nowhere, NULL);
     ADD("restore-limit", test_restore_limit, NULL);
     ADD("limit", test_limit, NULL);
+    ADD("hung-up", test_hung_up, NULL);
     ADD("names", test_names, NULL);
     ADD("protocol", test_protocol, NULL);
     ADD("fuzz", test_fuzz, NULL);

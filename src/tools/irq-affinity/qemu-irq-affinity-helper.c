@@ -11,17 +11,25 @@
  * to hold up nobody else.  Processes and not threads, since a wait for a FUSE
  * server cannot be killed, and would keep the helper from being restarted.
  *
- * The first process accepts connections, no more; it never has a descriptor of
- * a peer.  A peer that sends what is no message is disconnected.
+ * The first process waits for connections, and makes a process that accepts
+ * the next one.  It has no connection itself, not even one that is refused:
+ * whoever closes the last descriptor of a connection closes all that was sent
+ * through it as well.  A process that exits does not wait for sockets.
+ *
+ * A peer that sends what is no message is disconnected.
  */
 
 #include "qemu/osdep.h"
 #include <getopt.h>
 #include <glib-unix.h>
 #include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include "qemu/atomic.h"
 #include "qemu/cutils.h"
 #include "qemu/systemd.h"
 #include "qemu-version.h"
@@ -31,6 +39,12 @@
 #define CONNECTIONS_MAX 400
 #define CONNECTIONS_PER_USER_MAX 200
 #define CONNECTIONS_PER_PROCESS_MAX 16
+/* Processes, with those that have refused a connection and have not ended */
+#define SLOTS 1024
+/* How long one is waited for before it has accepted */
+#define START_NS (1000 * 1000 * 1000LL)
+/* After a failure that another attempt at once would meet again */
+#define REST_NS (100 * 1000 * 1000LL)
 /* between two attempts to serve what comes too fast */
 #define LATER_US (20 * 1000)
 #define DEFAULT_MOVES_PER_S 500
@@ -40,11 +54,45 @@
 #define SO_PEERPIDFD 77
 #endif
 
-/* The process that serves a connection, and whose it is */
-typedef struct Server {
+typedef enum SlotState {
+    SLOT_FREE,
+    SLOT_STARTING,
+    SLOT_SERVED,
+    SLOT_REFUSED,
+    SLOT_NOTHING,               /* there was no connection */
+    SLOT_LATER,                 /* it could not be accepted now */
+} SlotState;
+
+/*
+ * A process, and the connection that it has.  Shared by all processes.
+ * @pid: the first process's
+ * @state: a SlotState; from STARTING its process changes it
+ * @peer: valid when SERVED
+ */
+typedef struct Slot {
     pid_t pid;
+    uint32_t state;
     struct ucred peer;
-} Server;
+} Slot;
+
+/*
+ * @signals: of signalfd()
+ * @news: of eventfd(): a slot is no longer STARTING
+ * @before: mask of signals
+ * @slots: SLOTS
+ * @starting: the last one, until it has told
+ * @not_before_ns: of the next one
+ */
+typedef struct Helper {
+    IRQServe *s;
+    int listener;
+    int signals;
+    int news;
+    sigset_t before;
+    Slot *slots;
+    Slot *starting;
+    int64_t not_before_ns;
+} Helper;
 
 typedef struct Options {
     const char *socket;
@@ -52,18 +100,6 @@ typedef struct Options {
     const char *root;
     unsigned moves_per_s;
 } Options;
-
-static volatile sig_atomic_t stop;
-
-static void on_stop(int number)
-{
-    stop = 1;
-}
-
-/* Only ends ppoll(). */
-static void on_child(int number)
-{
-}
 
 static int64_t monotonic_ns(void)
 {
@@ -98,9 +134,11 @@ static int peer_pidfd(int fd, pid_t pid)
     }
 #ifdef SYS_pidfd_open
     /* before Linux 6.5: the process could have ended since it connected */
-    pidfd = syscall(SYS_pidfd_open, pid, 0);
+    if (errno == ENOPROTOOPT) {
+        return syscall(SYS_pidfd_open, pid, 0);
+    }
 #endif
-    return pidfd;
+    return -1;
 }
 
 /* Returns: one descriptor, -1 for none, -2 if there was more than one. */
@@ -211,99 +249,203 @@ static bool serve_one(IRQServe *s, int from, IRQPeer *peer)
     return ok;
 }
 
-/* @parent: dies with it; @mask: the signals that are blocked */
 static void G_NORETURN serve_peer(IRQServe *s, int fd, pid_t pid,
-                                  pid_t parent, const sigset_t *mask)
+                                  pid_t parent)
 {
-    IRQPeer peer = { .pid = pid, .pidfd = peer_pidfd(fd, pid) };
+    IRQPeer peer = { .pid = pid, .pidfd = peer_pidfd(fd, pid), .fd = fd };
 
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
-    signal(SIGCHLD, SIG_DFL);
-    sigprocmask(SIG_SETMASK, mask, NULL);
     while (getppid() == parent && serve_one(s, fd, &peer)) {
         /* the next one */
     }
     _exit(0);
 }
 
+/* Count with all that are counted already: two at a time are not let in both */
+static bool too_many(const Slot *slots, const struct ucred *peer)
+{
+    unsigned all = 0, same_user = 0, same_process = 0;
+
+    for (unsigned i = 0; i < SLOTS; i++) {
+        if (qatomic_load_acquire(&slots[i].state) == SLOT_SERVED) {
+            all++;
+            same_user += slots[i].peer.uid == peer->uid;
+            same_process += slots[i].peer.pid == peer->pid;
+        }
+    }
+    return all > CONNECTIONS_MAX || same_user > CONNECTIONS_PER_USER_MAX ||
+           same_process > CONNECTIONS_PER_PROCESS_MAX;
+}
+
+/* Returns: a connection that is to be served, or -1; @slot tells. */
+static int accept_one(const Helper *h, Slot *slot)
+{
+    int fd = accept4(h->listener, NULL, NULL, SOCK_CLOEXEC);
+    socklen_t len = sizeof(slot->peer);
+
+    if (fd < 0) {
+        slot->state = errno == EAGAIN || errno == EINTR ||
+                      errno == ECONNABORTED ? SLOT_NOTHING : SLOT_LATER;
+        return -1;
+    }
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &slot->peer, &len)) {
+        slot->state = SLOT_REFUSED;
+        return -1;
+    }
+    qatomic_store_release(&slot->state, SLOT_SERVED);
+    smp_mb();
+    if (too_many(h->slots, &slot->peer)) {
+        qatomic_set(&slot->state, SLOT_REFUSED);
+        return -1;
+    }
+    return fd;
+}
+
+/* @parent: dies with it */
+static void G_NORETURN serve_next(const Helper *h, Slot *slot, pid_t parent)
+{
+    int fd;
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    sigprocmask(SIG_SETMASK, &h->before, NULL);
+    close(h->signals);
+    fd = accept_one(h, slot);
+    if (eventfd_write(h->news, 1) || fd < 0) {
+        /* not close(): see the top of this file */
+        _exit(0);
+    }
+    close(h->news);
+    close(h->listener);
+    serve_peer(h->s, fd, slot->peer.pid, parent);
+}
+
 /*
  * All connections
  */
 
-static bool too_many(const GArray *servers, const struct ucred *peer)
+static Slot *slot_of(Slot *slots, pid_t pid)
 {
-    unsigned same_user = 0, same_process = 0;
-
-    for (unsigned i = 0; i < servers->len; i++) {
-        const Server *server = &g_array_index(servers, Server, i);
-
-        same_user += server->peer.uid == peer->uid;
-        same_process += server->peer.pid == peer->pid;
+    for (unsigned i = 0; i < SLOTS; i++) {
+        if (slots[i].pid == pid) {
+            return &slots[i];
+        }
     }
-    return servers->len >= CONNECTIONS_MAX ||
-           same_user >= CONNECTIONS_PER_USER_MAX ||
-           same_process >= CONNECTIONS_PER_PROCESS_MAX;
+    return NULL;
 }
 
-static void accept_one(IRQServe *s, int listener, GArray *servers,
-                       const sigset_t *mask)
+static void start_one(Helper *h, Slot *slot)
 {
     static bool told;
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    Server server = { };
-    socklen_t len = sizeof(server.peer);
-    pid_t self = getpid();
+    pid_t self = getpid(), pid;
 
-    if (fd < 0) {
+    slot->state = SLOT_STARTING;
+    pid = fork();
+    if (!pid) {
+        serve_next(h, slot, self);
+    }
+    if (pid > 0) {
+        slot->pid = pid;
+        h->starting = slot;
+        h->not_before_ns = monotonic_ns() + START_NS;
         return;
     }
-    if (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server.peer, &len) &&
-        !too_many(servers, &server.peer)) {
-        server.pid = fork();
-        if (!server.pid) {
-            close(listener);
-            serve_peer(s, fd, server.peer.pid, self, mask);
-        }
-        if (server.pid > 0) {
-            g_array_append_val(servers, server);
-        } else if (!told) {
-            told = true;
-            say("cannot serve a connection: fork: %s", strerror(errno));
-        }
+    if (!told) {
+        told = true;
+        say("cannot serve a connection: fork: %s", strerror(errno));
     }
-    close(fd);
+    slot->state = SLOT_FREE;
+    h->not_before_ns = monotonic_ns() + REST_NS;
 }
 
-static void reap(GArray *servers)
+/* Has the last one accepted?  Before it has, there is nothing to accept. */
+static void look_at_starting(Helper *h)
+{
+    uint32_t state = h->starting ? qatomic_read(&h->starting->state)
+                                 : SLOT_STARTING;
+
+    if (state != SLOT_STARTING) {
+        h->starting = NULL;
+        h->not_before_ns = state == SLOT_LATER ? monotonic_ns() + REST_NS : 0;
+    }
+}
+
+static void reap(Helper *h)
 {
     pid_t pid;
 
+    look_at_starting(h);
     while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
-        for (unsigned i = 0; i < servers->len; i++) {
-            if (g_array_index(servers, Server, i).pid == pid) {
-                g_array_remove_index_fast(servers, i);
-                break;
-            }
+        Slot *slot = slot_of(h->slots, pid);
+
+        if (!slot) {
+            continue;
+        }
+        if (slot == h->starting) {
+            /* it may have told since, or else it was killed */
+            qatomic_cmpxchg(&slot->state, SLOT_STARTING, SLOT_LATER);
+            look_at_starting(h);
+        }
+        slot->pid = 0;
+        qatomic_set(&slot->state, SLOT_FREE);
+    }
+}
+
+/* Returns: false: to stop. */
+static bool read_signals(int fd)
+{
+    struct signalfd_siginfo info;
+    bool go_on = true;
+
+    while (read(fd, &info, sizeof(info)) == sizeof(info)) {
+        go_on &= info.ssi_signo == SIGCHLD;
+    }
+    return go_on;
+}
+
+static void serve(Helper *h)
+{
+    eventfd_t count;
+
+    while (read_signals(h->signals)) {
+        struct pollfd fds[] = {
+            { .fd = h->signals, .events = POLLIN },
+            { .fd = h->news, .events = POLLIN },
+            { .fd = -1, .events = POLLIN },
+        };
+        int64_t rest_ns;
+        Slot *slot;
+
+        /* before another is let in: they make room */
+        reap(h);
+        slot = slot_of(h->slots, 0);
+        rest_ns = h->not_before_ns - monotonic_ns();
+        if (slot && rest_ns <= 0) {
+            fds[2].fd = h->listener;
+        }
+        poll(fds, ARRAY_SIZE(fds),
+             rest_ns > 0 ? rest_ns / (1000 * 1000) + 1 : -1);
+        if (fds[1].revents) {
+            eventfd_read(h->news, &count);
+        }
+        if (fds[2].revents) {
+            start_one(h, slot);
         }
     }
 }
 
-/* @mask: signals that are let through while there is nothing to do */
-static void serve(IRQServe *s, int listener, const sigset_t *mask)
+/*
+ * What waits to be accepted is closed with the last descriptor of the listening
+ * socket: not by this process.
+ */
+static void leave_listener(void)
 {
-    g_autoptr(GArray) servers = g_array_new(false, false, sizeof(Server));
+    pid_t self = getpid();
 
-    while (!stop) {
-        struct pollfd pollfd = { .fd = listener, .events = POLLIN };
-        bool ready = ppoll(&pollfd, 1, NULL, mask) > 0;
-
-        /* before another is let in: they make room */
-        reap(servers);
-        if (ready) {
-            accept_one(s, listener, servers, mask);
+    if (!fork()) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        while (getppid() == self) {
+            pause();
         }
+        _exit(0);
     }
 }
 
@@ -405,6 +547,30 @@ static int parse(int argc, char **argv, Options *o)
     return -1;
 }
 
+/* Returns: whether all that is needed was there. */
+static bool prepare(Helper *h)
+{
+    sigset_t block;
+
+    sigemptyset(&block);
+    sigaddset(&block, SIGTERM);
+    sigaddset(&block, SIGINT);
+    sigaddset(&block, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &block, &h->before);
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGCHLD, SIG_DFL);
+    h->signals = signalfd(-1, &block, SFD_CLOEXEC | SFD_NONBLOCK);
+    h->news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    h->slots = mmap(NULL, SLOTS * sizeof(Slot), PROT_READ | PROT_WRITE,
+                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (h->signals < 0 || h->news < 0 || h->slots == MAP_FAILED) {
+        say("cannot start: %s", strerror(errno));
+        return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     Options o = {
@@ -412,41 +578,33 @@ int main(int argc, char **argv)
         .root = "",
         .moves_per_s = DEFAULT_MOVES_PER_S,
     };
-    struct sigaction stopped = { .sa_handler = on_stop };
-    struct sigaction ended = { .sa_handler = on_child };
-    sigset_t block, before;
+    Helper h = { .listener = -1 };
     int status = parse(argc, argv, &o);
     bool activated;
-    IRQServe *s;
-    int listener;
 
     if (status >= 0) {
         return status;
     }
-    s = irq_serve_new(o.root, o.cpus, o.moves_per_s);
-    if (!s) {
+    h.s = irq_serve_new(o.root, o.cpus, o.moves_per_s);
+    if (!h.s) {
         say("--cpus is '%s', but must be a list of processors as 0-3,8",
             o.cpus);
         return 1;
     }
-    sigemptyset(&block);
-    sigaddset(&block, SIGTERM);
-    sigaddset(&block, SIGINT);
-    sigaddset(&block, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &block, &before);
-    sigaction(SIGTERM, &stopped, NULL);
-    sigaction(SIGINT, &stopped, NULL);
-    sigaction(SIGCHLD, &ended, NULL);
-    activated = check_socket_activation() == 1;
-    listener = activated ? FIRST_SOCKET_ACTIVATION_FD : listen_at(o.socket);
-    if (listener >= 0) {
-        g_unix_set_fd_nonblocking(listener, true, NULL);
-        serve(s, listener, &before);
-        close(listener);
-        if (!activated) {
-            unlink(o.socket);
-        }
+    if (!prepare(&h)) {
+        return 1;
     }
-    irq_serve_free(s);
-    return listener < 0;
+    activated = check_socket_activation() == 1;
+    h.listener = activated ? FIRST_SOCKET_ACTIVATION_FD : listen_at(o.socket);
+    if (h.listener < 0) {
+        return 1;
+    }
+    g_unix_set_fd_nonblocking(h.listener, true, NULL);
+    serve(&h);
+    if (!activated) {
+        unlink(o.socket);
+    }
+    leave_listener();
+    irq_serve_free(h.s);
+    return 0;
 }

@@ -174,6 +174,17 @@ static bool peer_alive(const IRQPeer *peer)
 }
 
 /*
+ * Who has hung up may be served already by way of another connection, which
+ * knows better where to.
+ */
+static bool peer_hung_up(const IRQPeer *peer)
+{
+    struct pollfd pollfd = { .fd = peer->fd };
+
+    return poll(&pollfd, 1, 0) > 0;
+}
+
+/*
  * Where to: the processors on which a thread of the peer may run, if the
  * administrator allows them as well.  The kernel keeps the thread's within its
  * cpuset.
@@ -360,6 +371,9 @@ static int serve_move(const IRQServe *s, const IRQPeer *peer,
 
     if (err) {
         return err;
+    }
+    if (peer_hung_up(peer)) {
+        return -ENOTCONN;
     }
     if (!within_limit(s, rq->device, LIMIT_MOVES, now_ns)) {
         return -EAGAIN;

@@ -24,12 +24,15 @@ typedef struct IRQServe IRQServe;
  * struct IRQPeer: one connection
  * @pid: the process that connected
  * @pidfd: of it, to notice that it ended; -1: not known
+ * @fd: the connection, to notice that it hung up: MOVE is refused then, RESTORE
+ *      is not
  * @greeted: HELLO was received
  * @watches: events that were opened for it
  */
 typedef struct IRQPeer {
     pid_t pid;
     int pidfd;
+    int fd;
     bool greeted;
     unsigned watches;
 } IRQPeer;
