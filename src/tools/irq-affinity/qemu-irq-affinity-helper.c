@@ -292,6 +292,7 @@ static int accept_one(const Helper *h, Slot *slot)
         return -1;
     }
     qatomic_store_release(&slot->state, SLOT_SERVED);
+    /* two at a time: at least one sees the other, too_many() reads after */
     smp_mb();
     if (too_many(h->slots, &slot->peer)) {
         qatomic_set(&slot->state, SLOT_REFUSED);
