@@ -31,6 +31,11 @@ def number(value):
     return f'{value:.0f}' if value >= 100 else f'{value:.1f}'
 
 
+def median_text(row, way):
+    """A way that a case does not have is a dash."""
+    return number(row['values'][way]['median']) if way in row['values'] else '-'
+
+
 def as_text(result):
     lines = [f"\n{result['title']}  ({result['machine']})"]
     for table in result['tables']:
@@ -40,8 +45,7 @@ def as_text(result):
                               + [f'{w:>10}' for w in table['ways']]
                               + ['     ratio']))
         for row in table['rows']:
-            cells = [f"{number(row['values'][w]['median']):>10}"
-                     for w in table['ways']]
+            cells = [f'{median_text(row, w):>10}' for w in table['ways']]
             lines.append(' '.join([row['case'].ljust(width)] + cells
                                   + [f"{row['ratio']:10.2f}"]))
     return '\n'.join(lines) + '\n'
@@ -53,7 +57,8 @@ def plot(table, stem, folder):
         return None
     data = []
     for row in table['rows']:
-        values = [str(row['values'][w]['median']) for w in table['ways']]
+        values = [str(row['values'][w]['median']) if w in row['values']
+                  else '-' for w in table['ways']]
         data.append(' '.join([json.dumps(row['case'])] + values))
     columns = ', '.join(f"$data using {i + 2}:xtic(1) title '{way}'"
                         for i, way in enumerate(table['ways']))
@@ -61,6 +66,7 @@ def plot(table, stem, folder):
     script = '\n'.join(
         [f"set terminal svg size 900,420 dynamic; set output '{name}'",
          'set style data histogram; set style fill solid 0.8 border -1',
+         "set datafile missing '-'",
          'set yrange [0:*]; set grid ytics; set xtics rotate by -30',
          'set key outside top horizontal; set rmargin 14',
          f"set ylabel \"{table['rows'][0]['unit']}\"",
@@ -76,9 +82,10 @@ def table_html(table):
     for row in table['rows']:
         cells = []
         for way in table['ways']:
-            v = row['values'][way]
+            v = row['values'].get(way)
             cells.append(f"<td>{number(v['median'])} <span class=range>"
-                         f"{number(v['min'])}–{number(v['max'])}</span></td>")
+                         f"{number(v['min'])}–{number(v['max'])}</span></td>"
+                         if v else '<td>-</td>')
         rows.append(f"<tr><td>{html.escape(row['case'])}</td>"
                     f"{''.join(cells)}<td class=ratio>{row['ratio']:.2f}"
                     '</td></tr>')
