@@ -26,6 +26,7 @@
 #define LIMIT (INT64_MAX / 4)     /* of sizes, see policy.c */
 #define WAIT_MS 60000
 #define GROWTHS 3
+#define DISK_BYTES (64 * KiB)
 #define MANY 400                  /* more than 64 KiB of the journal */
 #define CONFIG(more) \
     "{\"policies\": [{\"chunk\": 1048576, \"align\": 512, " \
@@ -59,10 +60,53 @@ gint64 g_get_real_time(void)
     return clock_us ?: now.tv_sec * G_USEC_PER_SEC + now.tv_usec;
 }
 
+/*
+ * The disk of the journal, for tests in which power fails.  As with ext4 and
+ * XFS, what a sync could not write is not dirty any more, though whoever reads
+ * the file still finds it.
+ */
+static struct Disk {
+    bool on;
+    char text[DISK_BYTES];
+    size_t length;
+    bool dirty[DISK_BYTES];       /* for the next sync to write */
+    size_t written;               /* bytes, by all syncs */
+} *disk;                          /* shared with the controllers, too */
+
+static void disk_write(int fd)
+{
+    for (size_t i = 0; i < DISK_BYTES; i++) {
+        if (disk->dirty[i]) {
+            g_assert_cmpint(pread(fd, disk->text + i, 1, i), ==, 1);
+            disk->length = MAX(disk->length, i + 1);
+            disk->written++;
+        }
+    }
+}
+
+ssize_t pwrite(int fd, const void *buf, size_t len, off_t at)
+{
+    struct iovec iov = { (void *)buf, len };
+
+    if (disk->on) {
+        g_assert_cmpint(at + len, <=, DISK_BYTES);
+        memset(disk->dirty + at, true, len);
+    }
+    return pwritev(fd, &iov, 1, at);
+}
+
 int fdatasync(int fd)
 {
+    bool fails = shared->sync_errors > 0;
+
     shared->syncs++;
-    if (shared->sync_errors) {
+    if (disk->on) {
+        if (!fails) {
+            disk_write(fd);
+        }
+        memset(disk->dirty, false, DISK_BYTES);
+    }
+    if (fails) {
         shared->sync_errors--;
         errno = EIO;
         return -1;
@@ -166,6 +210,19 @@ static void write_journal(const char *text, size_t length)
     g_assert_cmpint(fd, >=, 0);
     g_assert_cmpint(write(fd, text, length), ==, length);
     close(fd);
+}
+
+/* An empty journal on a disk of its own */
+static void new_disk(void)
+{
+    unlink(path);
+    *disk = (struct Disk) { .on = true };
+}
+
+static void power_fails(void)
+{
+    write_journal(disk->text, disk->length);
+    memset(disk->dirty, false, DISK_BYTES);
 }
 
 /* Records with these texts, to the last, NULL */
@@ -548,6 +605,46 @@ static void test_sync_fails(void)
     g_assert_true(sg_journal_sync(j, NULL));
     g_assert_cmpint(shared->syncs, ==, 0);
     sg_journal_close(j);
+}
+
+/* ... and a process that starts then is not told */
+static void test_sync_had_failed(void)
+{
+    SgJournal *j;
+    SgGrowth *g;
+
+    new_disk();
+    j = open_journal();
+    g = begin(j, 1, NULL);
+    g_assert_true(sg_journal_sync(j, NULL));
+    g_assert_true(sg_journal_end(j, g, 0, NULL));
+    g_assert_nonnull(begin(j, 2, NULL));
+    shared->sync_errors = 1;
+    g_assert_false(sg_journal_sync(j, NULL));
+    sg_journal_close(j);
+
+    /* nothing is trusted while it cannot be written */
+    shared->sync_errors = 2;
+    open_fails("it cannot be written to the disk");
+    g_assert_cmpint(shared->sync_errors, ==, 0);
+    /* an error from before is none */
+    shared->sync_errors = 1;
+    sg_journal_close(open_journal());
+    power_fails();
+    j = open_journal();
+    g_assert_cmpint(sg_journal_all(j)->len, ==, 2);
+    g_assert_true(sg_journal_find(j, "i/1/1")->ended);
+    g_assert_nonnull(sg_journal_find(j, "i/2/1"));
+
+    /* what had been synced by then is not written again */
+    g_assert_nonnull(begin(j, 3, NULL));
+    sg_journal_close(j);
+    disk->written = 0;
+    j = open_journal();
+    g_assert_cmpint(disk->written, >, 0);
+    g_assert_cmpint(disk->written, <, disk->length / 2);
+    sg_journal_close(j);
+    disk->on = false;
 }
 
 static void test_refused(void)
@@ -984,6 +1081,41 @@ static void test_no_sync(void)
 }
 
 /*
+ * The disk fails, the controller is killed, and the disk works again: what was
+ * not written must not be taken for written, or power that fails makes storage
+ * grow twice
+ */
+static void test_no_sync_restart(void)
+{
+    gint64 limit = g_get_monotonic_time() + WAIT_MS * 1000LL;
+    g_autofree char *text = request("/disk", 1, 1);
+    Controller c;
+
+    new_disk();
+    reset_storage(MiB);
+    shared->sync_errors = INT_MAX;
+    c = start();
+    say(&c, text);
+    while (qatomic_read(&shared->sync_errors) == INT_MAX) {
+        g_assert_cmpint(g_get_monotonic_time(), <, limit);
+        g_usleep(1000);
+    }
+    end(&c);
+    g_assert_cmpint(shared->asked, ==, 0);
+    shared->sync_errors = 0;
+    c = start();
+    g_assert_true(ask(&c, 1));
+    end(&c);
+    g_assert_cmpint(shared->grown, ==, 1);
+    power_fails();
+    c = start();
+    g_assert_true(ask(&c, 1));
+    end(&c);
+    g_assert_cmpint(shared->grown, ==, 1);
+    disk->on = false;
+}
+
+/*
  * What is in the journal may be lost when its disk fails: until it works again
  * nothing grows, not even what need not be on the disk
  */
@@ -1142,15 +1274,23 @@ static void test_odd_requests(void)
     g_assert_cmpint(shared->grown, ==, 2);
 }
 
+static void *share(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    g_assert_true(p != MAP_FAILED);
+    return p;
+}
+
 int main(int argc, char **argv)
 {
     int ret;
 
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
-    shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
-                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    g_assert_true(shared != MAP_FAILED);
+    shared = share(sizeof(*shared));
+    disk = share(sizeof(*disk));
     g_test_init(&argc, &argv, NULL);
     /* in memory, if there is such a place: it is synced very often */
     dir = g_mkdtemp(g_strdup("/dev/shm/hotsg-XXXXXX"))
@@ -1166,12 +1306,16 @@ int main(int argc, char **argv)
     g_test_add_func("/storage-growth/journal/clock", test_clock);
     g_test_add_func("/storage-growth/journal/full", test_full);
     g_test_add_func("/storage-growth/journal/sync-fails", test_sync_fails);
+    g_test_add_func("/storage-growth/journal/sync-had-failed",
+                    test_sync_had_failed);
     g_test_add_func("/storage-growth/journal/refused", test_refused);
     g_test_add_func("/storage-growth/policy/limits", test_limits);
     g_test_add_func("/storage-growth/policy/target", test_target);
     g_test_add_func("/storage-growth/controller/restart", test_restart);
     g_test_add_func("/storage-growth/controller/dies", test_dies);
     g_test_add_func("/storage-growth/controller/no-sync", test_no_sync);
+    g_test_add_func("/storage-growth/controller/no-sync-restart",
+                    test_no_sync_restart);
     g_test_add_func("/storage-growth/controller/no-sync-volatile",
                     test_no_sync_volatile);
     g_test_add_func("/storage-growth/controller/one-sync", test_one_sync);

@@ -240,6 +240,11 @@ static bool take_line(SgJournal *j, const char *line)
     QDict *dict = parse_line(line);
     bool ok = dict && take_record(j, dict);
 
+    if (ok) {
+        int64_t synced = qdict_get_try_int(dict, "synced", 0);
+
+        j->synced = MAX(j->synced, MIN(synced, j->length));
+    }
     qobject_unref(dict);
     return ok;
 }
@@ -312,15 +317,18 @@ static bool load(SgJournal *j, GError **error)
     }
     for (line = text; (end = memchr(line, '\n', text + done - line));
          line = end + 1) {
+        bool ok;
+
         *end = 0;
-        if (strlen(line) != end - line || !take_line(j, line)) {
+        ok = strlen(line) == end - line && take_line(j, line);
+        *end = '\n';
+        if (!ok) {
             break;
         }
         j->length = end + 1 - text;
     }
     if (end) {
         nul = memrchr(line, 0, end - line);
-        *end = '\n';
         if (proves_damage(j, nul ? nul + 1 : end + 1, text + done)) {
             g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_DATA,
                         "Journal: the record at byte %jd is damaged",
@@ -331,7 +339,20 @@ static bool load(SgJournal *j, GError **error)
     if (ftruncate(j->fd, j->length) < 0) {
         return fail(error, "a torn record cannot be cut off");
     }
+    g_string_append_len(j->unsynced, text + j->synced, j->length - j->synced);
+    j->dirty = j->failed = st.st_size > 0;
     return true;
+}
+
+/*
+ * What was read may be in the page cache only.  If the last process was told
+ * that it cannot be written, then the kernel takes it for written, fdatasync()
+ * succeeds, and it is gone with the page.  So write again what is not known to
+ * have been synced.  The first error may be an old one, which nobody was told.
+ */
+static bool sync_loaded(SgJournal *j, GError **error)
+{
+    return sg_journal_sync(j, NULL) || sg_journal_sync(j, error);
 }
 
 static bool sync_directory(const char *path, GError **error)
@@ -370,7 +391,6 @@ SgJournal *sg_journal_open(const char *path, GError **error)
 
     j->all = g_ptr_array_new_with_free_func(growth_free);
     j->by_key = g_hash_table_new(g_str_hash, g_str_equal);
-    j->dirty = true;              /* the last process may have been killed */
     j->unsynced = g_string_new(NULL);
     /* O_NONBLOCK: or a FIFO would be waited for */
     j->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
@@ -379,7 +399,8 @@ SgJournal *sg_journal_open(const char *path, GError **error)
         fail(error, path);
     } else if (!lock_file(j->fd)) {
         fail(error, "it is in use");
-    } else if (load(j, error) && sync_directory(path, error)) {
+    } else if (load(j, error) && sync_directory(path, error) &&
+               sync_loaded(j, error)) {
         return j;
     }
     sg_journal_close(j);

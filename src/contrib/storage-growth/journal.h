@@ -56,8 +56,11 @@ typedef struct SgGrowth {
  * sg_journal_open: read a journal, or make a new one
  * @path: the file; it is locked, so that only one process uses it
  *
- * Returns: NULL with @error set if it cannot be read or written, is in use, can
- * be written by others, or has a damaged record that had been synced.
+ * What is in it is on the disk then, even if the last process was told that it
+ * cannot be written: see sync_loaded() in journal.c.
+ *
+ * Returns: NULL with @error set if it cannot be read, written or synced, is in
+ * use, can be written by others, or has a damaged record that had been synced.
  */
 SgJournal *sg_journal_open(const char *path, GError **error);
 void sg_journal_close(SgJournal *j);
