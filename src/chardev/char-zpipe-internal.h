@@ -96,6 +96,7 @@ struct ZpipeChardev {
     ino_t listener_ino;
     bool started;                       /* false: wait for the VM */
     bool ended;                         /* the peer has ended the stream */
+    bool no_room;                       /* the front end took no more */
     bool reported;                      /* why it cannot connect */
     bool withheld;                      /* reported that RAM is not shown */
     enum zpipe_state seen;

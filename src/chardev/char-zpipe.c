@@ -51,10 +51,17 @@ typedef struct ZpipeSource {
     gpointer fd, listener;
 } ZpipeSource;
 
+/*
+ * A front end that had no room tells when it has, or not: upstream's backends
+ * look at each turn of the loop, and some front ends count on that.
+ */
 static gboolean source_prepare(GSource *source, gint *timeout)
 {
+    ZpipeChardev *s = container_of(source, ZpipeSource, parent)->s;
+    Chardev *chr = CHARDEV(s);
+
     *timeout = -1;
-    return FALSE;
+    return s->no_room && chr->be_open && qemu_chr_be_can_write(chr) > 0;
 }
 
 static gboolean source_check(GSource *source)
@@ -371,11 +378,13 @@ static bool receive(ZpipeChardev *s)
     QEMU_UNINITIALIZED uint8_t buf[CHR_READ_BUF_LEN];
     bool any = false;
 
+    s->no_room = false;
     for (int turn = 0; turn < RUN_TURNS && chr->be_open; turn++) {
         int room = qemu_chr_be_can_write(chr);
         ssize_t len;
 
         if (room <= 0) {
+            s->no_room = true;
             break;
         }
         len = try_read(s, buf, MIN(room, sizeof(buf)));

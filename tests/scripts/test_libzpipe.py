@@ -112,6 +112,18 @@ class Installed(unittest.TestCase):
             self.assertEqual(server.wait(20), 0)
         self.assertTrue(copy.read_bytes() == original.read_bytes())
 
+    def test_closed_standard_descriptors(self):
+        """Messages do not get into the protocol's own descriptors."""
+        zpipe, path = self.prefix / 'bin' / 'zpipe', self.tmp / 'pipe'
+        output = self.tmp / 'output'
+        server = self.start('sh', '-c', 'exec "$0" listen -v -r "$1" '
+                            '>"$2" <&- 2>&-', zpipe, path, output)
+        self.listening(path)
+        subprocess.run(['sh', '-c', 'echo hello | exec "$0" connect -v -s "$1" '
+                        '>&- 2>&-', zpipe, path], check=True, timeout=60)
+        self.assertEqual(server.wait(20), 0)
+        self.assertEqual(output.read_bytes(), b'hello\n')
+
     def test_options_of_the_command(self):
         """What does nothing is no option."""
         zpipe = self.prefix / 'bin' / 'zpipe'

@@ -234,6 +234,29 @@ static void test_classic(void)
     teardown(&f);
 }
 
+/* Many of upstream's front ends do not say when they have room again. */
+static void test_room(void)
+{
+    static const char text[] = "hello";
+    Fixture f;
+
+    setup_connected(&f, ",server=on,wait=off");
+    for (int round = 0; round < 3; round++) {
+        f.room = 0;
+        g_assert_cmpint(zpipe_try_write(f.peer, text, sizeof(text)), ==,
+                        sizeof(text));
+        for (int i = 0; i < 20; i++) {
+            turn(&f);
+        }
+        g_assert_cmpint(f.received->len, ==, 0);
+        f.room = 2;
+        wait_for(&f, f.received->len == sizeof(text));
+        g_assert_cmpstr((char *)f.received->data, ==, text);
+        g_byte_array_set_size(f.received, 0);
+    }
+    teardown(&f);
+}
+
 static gboolean writable(void *do_not_use, GIOCondition cond, void *opaque)
 {
     *(bool *)opaque = true;
@@ -961,6 +984,7 @@ int main(int argc, char **argv)
 
     g_test_add_func("/zpipe/open-close", test_open_close);
     g_test_add_func("/zpipe/classic", test_classic);
+    g_test_add_func("/zpipe/room", test_room);
     g_test_add_func("/zpipe/watch", test_watch);
     g_test_add_func("/zpipe/client", test_client);
     g_test_add_func("/zpipe/second-client", test_second_client);

@@ -16,7 +16,7 @@ static SgTlsFiles tls;
 
 static const GOptionEntry entries[] = {
     { "listen", 'l', 0, G_OPTION_ARG_STRING, &listen_address,
-      "unix:/PATH or tls:HOST:PORT", "ADDRESS" },
+      "unix:/PATH or tls:ADDRESS:PORT (numeric)", "ADDRESS" },
     { "config", 'c', 0, G_OPTION_ARG_FILENAME, &config,
       "the policies", "FILE" },
     { "journal", 'j', 0, G_OPTION_ARG_FILENAME, &journal_path,

@@ -87,7 +87,8 @@ static void lost(struct join *j, const char *what, ssize_t result)
 /*
  * Writing must not block, or a peer that waits for our input would wait for
  * ever.  O_NONBLOCK would change the file for all who share it; so open it
- * anew, or write only what poll() promises.
+ * anew, or write only what poll() promises.  What has a position (a disk) is
+ * not opened anew: it would be written from its beginning.
  */
 static void open_output(struct join *j)
 {
@@ -96,7 +97,8 @@ static void open_output(struct join *j)
 
     j->out_fd = STDOUT_FILENO;
     j->out_limit = SIZE_MAX;
-    if (fstat(STDOUT_FILENO, &st) || S_ISREG(st.st_mode)) {
+    if (fstat(STDOUT_FILENO, &st) || S_ISREG(st.st_mode) ||
+        S_ISBLK(st.st_mode)) {
         return;
     }
     if (S_ISSOCK(st.st_mode)) {

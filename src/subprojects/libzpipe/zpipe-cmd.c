@@ -9,6 +9,7 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
 #include <signal.h>
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 #include "zpipe-cmd.h"
 
 enum {
@@ -157,7 +159,7 @@ bool cmd_parse_size(const char *text, uint64_t *value)
     }
     if (*end) {
         unit = strchr(units, *end & ~0x20);
-        if (!unit || end[1]) {
+        if (!unit || !*unit || end[1]) {
             return false;
         }
         shift = 10 * (unit - units + 1);
@@ -350,6 +352,20 @@ static int parse(struct cmd_options *opt, unsigned where, int argc,
     return -1;
 }
 
+/*
+ * Standard descriptors that the caller has closed would be given to a socket,
+ * and what is meant for stderr sent through it.
+ */
+static bool fill_standard_fds(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    return fd >= 0 && !close(fd);
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_options opt = {
@@ -361,6 +377,9 @@ int main(int argc, char **argv)
     unsigned where;
     int code;
 
+    if (!fill_standard_fds()) {
+        return CMD_FAILED;
+    }
     if (!strcmp(verb, "--help") || !strcmp(verb, "-h") ||
         !strcmp(verb, "help")) {
         print_help(JOIN | INFO);
