@@ -80,6 +80,13 @@ class Suites(unittest.TestCase):
                 self.assertEqual(len(failures), 1)
                 self.assertIn(why, failures[0][1])
 
+    def test_lost_race_is_no_change(self):
+        lost = {'t': entry(a='skip: Failed to cancel the migration', b='ok')}
+        won = {'t': entry(a='ok', b='ok')}
+        self.assertEqual(self.failures(lost, won), [])
+        self.assertEqual(self.failures(won, lost), [])
+        self.assertEqual(len(self.failures(lost, {'t': entry(a='fail')})), 1)
+
     def test_new_subtest_is_welcome(self):
         verdict = self.judge({'t': entry(a='ok')}, {'t': entry(a='ok', n='ok')})
         self.assertEqual((verdict.passed, verdict.failed), (2, []))
