@@ -23,7 +23,9 @@
 #include <getopt.h>
 #include <glib-unix.h>
 #include <poll.h>
+#include <linux/sockios.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -31,6 +33,7 @@
 #include <sys/un.h>
 #include "qemu/atomic.h"
 #include "qemu/cutils.h"
+#include "qemu/rcu.h"
 #include "qemu/systemd.h"
 #include "qemu-version.h"
 #include "serve.h"
@@ -45,6 +48,10 @@
 #define START_NS (1000 * 1000 * 1000LL)
 /* After a failure that another attempt at once would meet again */
 #define REST_NS (100 * 1000 * 1000LL)
+/* How long a descriptor of the peer may be waited for, its closing included */
+#define DESCRIPTOR_S 30
+/* between two looks whether the peer has read its replies */
+#define UNREAD_US_MIN 100
 /* between two attempts to serve what comes too fast */
 #define LATER_US (20 * 1000)
 #define DEFAULT_MOVES_PER_S 500
@@ -203,8 +210,40 @@ static IRQServeResult serve_message(IRQServe *s, IRQPeer *peer,
     while ((result = irq_serve_request(s, peer, data, len, fd, reply, reply_fd,
                                        monotonic_ns())) == IRQ_SERVE_LATER) {
         g_usleep(LATER_US);
+        alarm(DESCRIPTOR_S);
     }
     return result;
+}
+
+/*
+ * A descriptor that is under way counts against the sender's user, root, and
+ * there is a limit: so one at a time for each connection, or a peer that does
+ * not read keeps all others from theirs.
+ */
+static void wait_until_read(int to)
+{
+    unsigned pause_us = UNREAD_US_MIN;
+    int unread;
+
+    while (!ioctl(to, SIOCOUTQ, &unread) && unread > 0) {
+        g_usleep(pause_us);
+        pause_us = MIN(pause_us * 2, LATER_US);
+    }
+}
+
+static bool send_answer(int to, IRQHelperReply *reply, int fd)
+{
+    if (fd >= 0) {
+        wait_until_read(to);
+    }
+    if (send_reply(to, reply, fd)) {
+        return true;
+    }
+    if (fd >= 0 && (errno == ETOOMANYREFS || errno == ENOBUFS)) {
+        reply->error = EAGAIN;
+        return send_reply(to, reply, -1);
+    }
+    return errno == EPIPE || errno == ECONNRESET;
 }
 
 /*
@@ -227,6 +266,7 @@ static bool serve_one(IRQServe *s, int from, IRQPeer *peer)
     };
     IRQHelperReply reply;
     ssize_t len = recvmsg(from, &msg, MSG_CMSG_CLOEXEC);
+    IRQServeResult result = IRQ_SERVE_END;
     int fd, reply_fd = -1;
     bool ok;
 
@@ -234,14 +274,18 @@ static bool serve_one(IRQServe *s, int from, IRQPeer *peer)
         /* reset is told once, before what the peer sent: read that too */
         return errno == EINTR || errno == ECONNRESET;
     }
+    /* or this process, and what it holds, is there for as long as they like */
+    alarm(DESCRIPTOR_S);
     fd = take_fd(&msg);
-    ok = fd != -2 && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) &&
-         serve_message(s, peer, data, len, fd, &reply,
-                       &reply_fd) == IRQ_SERVE_ANSWER &&
-         (send_reply(from, &reply, reply_fd) ||
-          errno == EPIPE || errno == ECONNRESET);
+    if (fd != -2 && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+        result = serve_message(s, peer, data, len, fd, &reply, &reply_fd);
+    }
+    alarm(0);
+    ok = result == IRQ_SERVE_ANSWER && send_answer(from, &reply, reply_fd);
     if (fd >= 0) {
+        alarm(DESCRIPTOR_S);
         close(fd);
+        alarm(0);
     }
     if (reply_fd >= 0) {
         close(reply_fd);
@@ -437,11 +481,13 @@ static void serve(Helper *h)
  * What waits to be accepted is closed with the last descriptor of the listening
  * socket: not by this process.
  */
-static void leave_listener(void)
+static void leave_listener(int listener)
 {
-    pid_t self = getpid();
+    pid_t self = getpid(), pid = fork();
 
-    if (!fork()) {
+    if (pid > 0) {
+        close(listener);
+    } else if (!pid) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         while (getppid() == self) {
             pause();
@@ -561,6 +607,9 @@ static bool prepare(Helper *h)
     signal(SIGTERM, SIG_DFL);
     signal(SIGINT, SIG_DFL);
     signal(SIGCHLD, SIG_DFL);
+    signal(SIGALRM, SIG_DFL);
+    /* it would start a thread in each process that is made */
+    rcu_disable_atfork();
     h->signals = signalfd(-1, &block, SFD_CLOEXEC | SFD_NONBLOCK);
     h->news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     h->slots = mmap(NULL, SLOTS * sizeof(Slot), PROT_READ | PROT_WRITE,
@@ -605,7 +654,7 @@ int main(int argc, char **argv)
     if (!activated) {
         unlink(o.socket);
     }
-    leave_listener();
+    leave_listener(h.listener);
     irq_serve_free(h.s);
     return 0;
 }

@@ -37,8 +37,11 @@ typedef struct IRQPeer {
     unsigned watches;
 } IRQPeer;
 
-/* Most events that are opened for one connection: one for each vCPU */
-#define IRQ_SERVE_WATCHES_MAX 8192
+/*
+ * Most events that are opened for one connection: one for each vCPU.  Each that
+ * a thread has costs time whenever it is switched to.
+ */
+#define IRQ_SERVE_WATCHES_MAX 1024
 
 /**
  * irq_serve_new: begin
