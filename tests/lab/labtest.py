@@ -8,6 +8,8 @@
             self.lab.run(...)
             with self.lab.guest('name', SCRIPT) as guest: ...
 
+A test or class under @long_test runs with HOTPATH_LONG=1 only.
+
 A test that finds the emulated host itself hung (LabHung: its kernel reports a
 stall, or its agent is silent) is run once more on a new one; that is counted
 and told.  Nothing else is repeated.
@@ -15,6 +17,7 @@ and told.  Nothing else is repeated.
 import atexit
 import contextlib
 import functools
+import os
 import signal
 import sys
 import unittest
@@ -28,20 +31,39 @@ from lab import (GuestFailure, Lab, LabError,               # noqa: E402,F401
 from hotpath_paths import note                              # noqa: E402
 
 TEST_LIMIT_S = 360
+LONG = os.environ.get('HOTPATH_LONG') == '1'
 
 _labs = {}
+_broken = {}            # name: why its emulated host did not start
 
 
 def say(text):
     print(text, flush=True)
 
 
+def long_test(why):
+    """Leave a test, or all of a class, to the long tier.
+
+    @why: what the short one has in its place, or how long this takes; printed
+    """
+    return unittest.skipUnless(LONG, f'{why}; HOTPATH_LONG=1 runs it')
+
+
 def shared_lab(name, **options):
-    """Return the running lab of that name; one runs at a time."""
+    """Return the running lab of that name; one runs at a time.
+
+    One that did not start, which is found after two tries, is not tried again.
+    """
+    if name in _broken:
+        raise LabError(_broken[name])
     if name not in _labs:
         close_labs()
         lab = Lab(name, say=say, **options)
-        lab.__enter__()
+        try:
+            lab.__enter__()
+        except LabError as err:
+            _broken[name] = f'as in an earlier test: {err}'
+            raise
         _labs[name] = lab
     return _labs[name]
 
@@ -109,9 +131,9 @@ class LabTest(unittest.TestCase):
             if name.startswith('test_') and callable(method):
                 setattr(cls, name, bounded(method))
 
-    @classmethod
-    def setUpClass(cls):
-        cls.lab = shared_lab(cls.lab_name, **cls.lab_options)
+    def setUp(self):
+        # not for a class: a host for tests that are all left out is waste
+        self.lab = shared_lab(self.lab_name, **self.lab_options)
 
     def serve(self, number, size_kib):
         """Serve a random file on network N; return its digest."""

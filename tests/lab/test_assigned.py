@@ -3,6 +3,7 @@
 import hashlib
 import unittest
 
+import labtest
 import traffic
 from traffic import TRAFFIC
 
@@ -19,6 +20,7 @@ class Assigned(traffic.TrafficTest):
     def test_igb_vf(self):
         self.nic('igbvf', self.vf(), 'igbvf', 2)
 
+    @labtest.long_test('test_igb_vf has the same traffic')
     def test_vf_again_after_a_kill(self):
         """The function is reset: the next guest gets it in order."""
         address = self.vf()

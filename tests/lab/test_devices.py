@@ -18,6 +18,7 @@ bar()
 '''
 
 
+@labtest.long_test('test_nvme assigns a device and writes to a disk')
 class Devices(labtest.LabTest):
 
     def test_edu(self):

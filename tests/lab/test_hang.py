@@ -28,6 +28,7 @@ class Hang(labtest.LabTest):
         self.assertRegex(report, r'RIP=[0-9a-f]{16}')
         self.assertIn('thread CPU 0/KVM', report)
 
+    @labtest.long_test('test_guest has such a report')
     def test_inner_qemu(self):
         """A QEMU that does not answer: the state of its threads is told."""
         with self.lab.guest('stopped', 'park for-ever') as guest:
@@ -38,6 +39,7 @@ class Hang(labtest.LabTest):
         self.assertIn('its QEMU does not answer', report)
         self.assertRegex(report, r'thread CPU 0/KVM, State:\s*T \(stopped\)')
 
+    @labtest.long_test('test_guest has such a report')
     def test_inner_qemu_that_dies(self):
         """That is told from silence, whatever the test waits for."""
         with self.lab.guest('dies', 'park for-ever') as guest:
@@ -49,6 +51,7 @@ class Hang(labtest.LabTest):
             report = self.report_of(guest.wait_done)
             self.assertIn('its QEMU has ended before "DONE"', report)
 
+    @labtest.long_test('test_guest has such a report')
     def test_guest_that_resets(self):
         """Which ends its QEMU; the report tells that this was the reason."""
         with self.lab.guest('resets', 'park ready\nreboot -f') as guest:

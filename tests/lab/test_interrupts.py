@@ -2,6 +2,7 @@
 """Interrupts of the host, counted per CPU and name, and moved."""
 import unittest
 
+import labtest
 import traffic
 from traffic import TRAFFIC
 
@@ -68,6 +69,7 @@ class Interrupts(traffic.TrafficTest):
         self.assertGreater(sum(grown['RES'].values())
                            + sum(grown['CAL'].values()), 0, grown)
 
+    @labtest.long_test('without an assigned device')
     def test_guest_goes_on_when_its_cpu_goes(self):
         with self.lab.guest('offline', 'park ready\nresult still here'
                             ) as guest:

@@ -2,9 +2,11 @@
 """The other IOMMUs: a virtual function does traffic, as behind Intel's."""
 import unittest
 
+import labtest
 import traffic
 
 
+@labtest.long_test("test_igb_vf is run behind Intel's")
 class Amd(traffic.TrafficTest):
     lab_name = 'amd'
     lab_options = {'iommu': 'amd'}
@@ -13,6 +15,7 @@ class Amd(traffic.TrafficTest):
         self.nic('igbvf-amd', self.vf(), 'igbvf', 2)
 
 
+@labtest.long_test("test_igb_vf is run behind Intel's")
 class Virtio(traffic.TrafficTest):
     """Without interrupt remapping: VFIO must be told to go on."""
     lab_name = 'virtio'

@@ -4,6 +4,7 @@ import re
 import time
 import unittest
 
+import labtest
 import traffic
 from traffic import TRAFFIC
 
@@ -178,6 +179,7 @@ class Moves(IrqAffinityTest):
         self.assertGreaterEqual(after - before, seen)
         self.assertLessEqual(rest['wake-ups'] - info['wake-ups'], 3)
 
+    @labtest.long_test('test_follow is run')
     def test_pessimistic(self):
         with self.guest('pessimistic', 'park ready', ',policy=pessimistic,'
                         'forward-threshold=4') as guest:
@@ -188,6 +190,7 @@ class Moves(IrqAffinityTest):
             self.assertGreater(sum(v['forwards'] for v in info['vectors']), 3)
             self.end(guest)
 
+    @labtest.long_test('test_follow is run')
     def test_taken_off(self):
         """Without the policy, an interrupt is where it was before."""
         with self.guest('taken-off', 'park ready') as guest:
@@ -213,6 +216,7 @@ class Moves(IrqAffinityTest):
             self.wait_sent(guest, 0)
             self.end(guest)
 
+    @labtest.long_test('test_follow is run')
     def test_numbers_change(self):
         """Set up anew, they have others; an old number is somebody else's."""
         other = self.vf(1)
@@ -252,6 +256,7 @@ class Moves(IrqAffinityTest):
                                  taken)
             self.end(guest)
 
+    @labtest.long_test('test_follow is run')
     def test_cpu_goes(self):
         """Its processor goes offline, and comes back."""
         with self.guest('cpu-goes', 'park ready') as guest:
@@ -270,6 +275,7 @@ class Moves(IrqAffinityTest):
             self.assertEqual(info['foreign'], 0, info)
             self.end(guest)
 
+    @labtest.long_test('test_follow is run')
     def test_somebody_else(self):
         """What irqbalance does: left alone from then on."""
         with self.guest('somebody', 'park ready') as guest:
@@ -287,6 +293,7 @@ class Moves(IrqAffinityTest):
             self.assertEqual({self.mask(irq) for irq in moved}, {'0'})
             self.end(guest)
 
+    @labtest.long_test('test_follow is run')
     def test_killed(self):
         """Nothing is left of a QEMU that was killed: its IRQs are gone."""
         script = 'park ready'
@@ -309,6 +316,7 @@ class Moves(IrqAffinityTest):
             guest.finish()
 
 
+@labtest.long_test('test_follow is run')
 class Privilege(IrqAffinityTest):
     """QEMU without privilege, with and without helper."""
     user = ['-run-with', 'user=1000:1000']

@@ -5,12 +5,11 @@ A disk is read block by block: each read is one interrupt, and the next one
 waits for it.  They are counted at the device (a trace event of the outer QEMU)
 and in the guest, and in the emulated host.
 """
-import os
 import re
 import time
 import unittest
 
-from labtest import LabTest
+from labtest import LabTest, long_test
 
 READS = 100000
 CHUNK = 5000
@@ -42,8 +41,7 @@ park done
 '''
 
 
-@unittest.skipUnless(os.environ.get('HOTPATH_LONG') == '1',
-                     f'{READS} interrupts take minutes; HOTPATH_LONG=1')
+@long_test(f'{READS} interrupts take minutes')
 class Lost(LabTest):
     lab_name = 'irq-lost'
     lab_options = {'extra': ['-trace', 'pci_nvme_irq_msix']}

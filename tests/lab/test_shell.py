@@ -69,11 +69,9 @@ class Terminal:
 
 class Shell(unittest.TestCase):
 
-    @classmethod
-    def setUpClass(cls):
-        labtest.close_labs()            # two at a time are slow
-
+    @labtest.long_test('a host of its own')
     def test_a_guest_is_ready_to_start(self):
+        labtest.close_labs()            # two at a time are slow
         with labtest.time_limit(), Terminal(str(SHELL)) as term:
             term.expect(r'The emulated host\.(?s:.*)guest -device')
             term.expect(r'# ')

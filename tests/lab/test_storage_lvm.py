@@ -197,6 +197,7 @@ class StorageLvm(labtest.LabTest):
     def test_volume_hold(self):
         self.run_volume(True)
 
+    @labtest.long_test('test_volume_hold is run')
     def test_volume_stop(self):
         self.run_volume(False)
 
@@ -213,12 +214,14 @@ class StorageLvm(labtest.LabTest):
             results = guest.finish()
         self.check(results, 'vg/pool', self.READ_RAW)
 
+    @labtest.long_test('test_volume_hold is run')
     def test_thin_pool_hold(self):
         """A raw disk, and the pool is what grows."""
         self.prepare(self.lv_policy(resource='vg/pool'))
         self.make_thin()
         self.run_thin('thin', True)
 
+    @labtest.long_test('test_volume_hold is run')
     def test_thin_pool_killed(self):
         """... while agent and controller are killed all the time."""
         self.prepare(self.lv_policy(resource='vg/pool'))
@@ -231,6 +234,7 @@ class StorageLvm(labtest.LabTest):
         self.assertGreater(kills, 0)
         print(f'{kills} times kill -9 of both')
 
+    @labtest.long_test('test_volume_hold is run')
     def test_group_is_full(self):
         """LVM refuses: the guest waits, the reason is told, and it goes on."""
         self.prepare(self.lv_policy())

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest with a virtual function that receives migrates; late unplug."""
-import os
 import signal
 import time
 import unittest
@@ -9,7 +8,7 @@ import labtest
 import traffic
 from traffic import TRAFFIC
 
-ROUNDS = 20 if os.environ.get('HOTPATH_LONG') == '1' else 1
+ROUNDS = 20 if labtest.LONG else 1
 
 # The guest of a card receives as long as it has it.
 SCRIPT = TRAFFIC + '''
@@ -98,6 +97,7 @@ class WriteTracking(traffic.TrafficTest):
             signal.alarm(labtest.TEST_LIMIT_S)
             self.one(f'vf{number}', address, 'igb', 'igbvf', 2)
 
+    @labtest.long_test('test_igb_vf has the same with other rings')
     def test_e1000e(self):
         """The same with other rings."""
         address = self.lab.run('a=$(pci_find 8086:10d3); to_vfio $a; echo $a')
