@@ -25,6 +25,7 @@ from hotpath_paths import qemu_build
 
 DEVICE = '0000:01:00.0'
 HELLO, MOVE, RESTORE = 1, 2, 3
+WATCH = 4
 IRQS = range(40, 56)
 PATIENCE_S = 30
 PER_PROCESS, PER_USER = 16, 200
@@ -275,6 +276,26 @@ class Stuck(HelperTest):
         with self.assertRaises(BlockingIOError):
             peer.recv(16)
         peer.settimeout(PATIENCE_S)
+
+    def test_replies_not_read(self):
+        """All who ask first and read later get their descriptors."""
+        with self.connect() as peer:
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+            for i in range(8):
+                peer.send(request(WATCH, i))
+            self.serve_another()
+            found = []
+            for i in range(8):
+                data, fds, _, _ = socket.recv_fds(peer, 16, 4)
+                for fd in fds:
+                    os.close(fd)
+                found.append((*struct.unpack('=4I', data)[1:3], len(fds)))
+        # a container may forbid the scheduler's events, even to root
+        error = found[0][1]
+        self.assertIn(error, (0, errno.EACCES, errno.EPERM, errno.ENOSYS,
+                              errno.ENOENT))
+        self.assertEqual(found, [(i, error, 0 if error else 1)
+                                 for i in range(8)])
 
     def test_others_are_served(self):
         peer, far = self.stick()
