@@ -382,11 +382,9 @@ static void test_damaged(void)
     open_fails("is damaged");
 }
 
-/* Power fails: of what was not synced, any part may be missing */
-static void test_power_fails(void)
+/* A record that is synced, and two that are not */
+static void write_synced_record(void)
 {
-    g_autoptr(GString) whole = NULL;
-    size_t first, second;
     SgJournal *j;
     SgGrowth *g;
 
@@ -397,6 +395,16 @@ static void test_power_fails(void)
     g_assert_true(sg_journal_end(j, g, 0, NULL));
     g_assert_nonnull(begin(j, 2, NULL));
     sg_journal_close(j);
+}
+
+/* Power fails: of what was not synced, any part may be missing */
+static void test_power_fails(void)
+{
+    g_autoptr(GString) whole = NULL;
+    size_t first, second;
+    SgJournal *j;
+
+    write_synced_record();
     whole = read_journal();
     first = strchr(whole->str, '\n') + 1 - whole->str;
     second = strchr(whole->str + first, '\n') + 1 - whole->str;
@@ -427,16 +435,8 @@ static void test_lost_block(void)
 {
     g_autoptr(GString) whole = NULL;
     size_t first, second;
-    SgJournal *j;
-    SgGrowth *g;
 
-    unlink(path);
-    j = open_journal();
-    g = begin(j, 1, NULL);
-    g_assert_true(sg_journal_sync(j, NULL));
-    g_assert_true(sg_journal_end(j, g, 0, NULL));
-    g_assert_nonnull(begin(j, 2, NULL));
-    sg_journal_close(j);
+    write_synced_record();
     whole = read_journal();
     first = strchr(whole->str, '\n') + 1 - whole->str;
     second = strchr(whole->str + first, '\n') + 1 - whole->str;
