@@ -2,7 +2,7 @@
 #
 # make run     install what is needed, build the series, boot a guest with the
 #              mechanisms on and show what they did
-# make check   all tests but those of the lab (make check-lab)
+# make check   all tests
 # make help    the other targets
 
 PREFIX  ?= /usr/local

@@ -21,6 +21,10 @@ META_PACKAGES = ('linux-image-amd64', 'linux-image-virtual')
 UNPACK = {'.ko': None, '.gz': gzip.decompress, '.xz': lzma.decompress}
 
 
+class KernelLacks(SetupError):
+    """The kernel has not what a test needs; another one may have."""
+
+
 class Kernel:
     """A kernel image and the directory of its modules."""
 
@@ -50,8 +54,13 @@ class Kernel:
             return read_module(self._paths[name])
         if name in self._builtin:
             return None
-        raise SetupError(f'kernel {self.version} has no module {name}; '
-                         'choose another with KERNEL and KERNEL_MODULES')
+        raise KernelLacks(f'kernel {self.version} has no module {name}; '
+                          'choose another with KERNEL and KERNEL_MODULES')
+
+    def has(self, name):
+        """Say whether a module is there or built in."""
+        self._scan()
+        return module_name(name) in self._paths.keys() | self._builtin
 
     def load_order(self, names):
         """Return [(name, bytes)] of modules and all they need, in order."""

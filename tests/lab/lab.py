@@ -57,7 +57,7 @@ IOMMUS = {
     'intel': (['intel-iommu,intremap=on,caching-mode=on'],
               'intel_iommu=on iommu=nopt'),
     'amd': (['amd-iommu,intremap=on,dma-remap=on'], 'iommu=nopt'),
-    # it remaps no interrupts, so VFIO must be told to go on
+    # its driver is an optional module; it remaps no interrupts, so VFIO must be told to go on
     'virtio': (['virtio-iommu-pci'], 'iommu=nopt lab=unsafe-interrupts'),
 }
 
@@ -201,18 +201,21 @@ class Lab:
     def note_retry(self, why):
         """Count a start of the emulated host that was needed once more."""
         self.retries += 1
-        kept = self.folder / f'console-hung-{self.retries}.log'
+        kept = []
         for name in ('console', 'cpu'):
-            if (self.folder / f'{name}.log').is_file():
-                shutil.copy(self.folder / f'{name}.log',
-                            self.folder / f'{name}-hung-{self.retries}.log')
+            log = self.folder / f'{name}.log'
+            if log.is_file():
+                kept.append(log.with_name(f'{name}-hung-{self.retries}.log'))
+                shutil.copy(log, kept[-1])
         self.say(f'lab {self.name}: the emulated host hung ({why}); started '
-                 f'once more; its console: {kept}')
+                 f'once more; its logs: {" ".join(map(str, kept))}')
         self.close()
 
     def _boot(self):
         start = time.monotonic()
         image = prepare(say=self.say)
+        if self._iommu == 'virtio':
+            image.kernel.module('virtio_iommu')     # or KernelLacks
         self._tmp = Path(tempfile.mkdtemp(prefix='hotlab-', dir='/tmp'))
         self._slots = list(range(SLOTS))
         try:

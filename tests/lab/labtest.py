@@ -28,6 +28,7 @@ sys.path.insert(0, str(HERE))
 
 from lab import (GuestFailure, Lab, LabError,               # noqa: E402,F401
                  LabHung)
+from guest_kernel import KernelLacks                       # noqa: E402
 from hotpath_paths import note                              # noqa: E402
 
 TEST_LIMIT_S = 360
@@ -53,6 +54,7 @@ def shared_lab(name, **options):
     """Return the running lab of that name; one runs at a time.
 
     One that did not start, which is found after two tries, is not tried again.
+    Skips the test when the kernel lacks a driver for the emulated host.
     """
     if name in _broken:
         raise LabError(_broken[name])
@@ -61,6 +63,8 @@ def shared_lab(name, **options):
         lab = Lab(name, say=say, **options)
         try:
             lab.__enter__()
+        except KernelLacks as err:
+            raise unittest.SkipTest(str(err)) from None
         except LabError as err:
             _broken[name] = f'as in an earlier test: {err}'
             raise
