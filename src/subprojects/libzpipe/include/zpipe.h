@@ -178,6 +178,8 @@ enum zpipe_state {
  * @no_spin: never do so
  * @peer_bytes_max: refuse regions of the peer beyond this sum, in bytes; 0: no
  *      limit.  Touching pages of the peer's may charge them to this process
+ * @handshake_ms: a connection ends with -ETIMEDOUT when its handshake takes
+ *      longer, in milliseconds; 0: default, 5 seconds
  */
 struct zpipe_config {
     uint32_t size;
@@ -189,6 +191,7 @@ struct zpipe_config {
     uint64_t spin_ns;
     bool no_spin;
     uint64_t peer_bytes_max;
+    uint32_t handshake_ms;
 };
 
 struct zpipe;
@@ -527,6 +530,8 @@ ZPIPE_API ssize_t zpipe_read_full(struct zpipe *zp, void *buf, size_t len);
 
 /**
  * zpipe_wait_connected: finish the handshake
+ * @timeout_ms: at most so long, -1: no limit of its own;
+ *      zpipe_config.handshake_ms holds in either case
  *
  * Returns: 0, -ETIMEDOUT, or why the connection ended.
  */
