@@ -329,7 +329,8 @@ ZPIPE_API void zpipe_free(struct zpipe *zp);
  *      replaced, another file is not
  *
  * Returns: a descriptor, non-blocking, close-on-exec; or a negative errno
- * value: ENAMETOOLONG, EADDRINUSE (somebody listens, or it is no socket) ...
+ * value: ENAMETOOLONG, EADDRINUSE (somebody listens, or it is no socket), EBUSY
+ * (the directory stays locked by somebody else) ...
  */
 ZPIPE_API int zpipe_listen(const char *path);
 
@@ -364,7 +365,8 @@ ZPIPE_API void zpipe_refuse(int sock, const char *why);
  * that knows the session goes on where it was, nothing is lost or doubled;
  * for another peer the stream goes on with the first byte that was not taken.
  *
- * Returns: 0, or a negative errno value (EISCONN, EPIPE: it was shut down).
+ * Returns: 0, or a negative errno value: EISCONN, EPROTOTYPE (a socket of another
+ * kind), ECONNRESET or ECONNREFUSED (the peer has gone already) ...
  */
 ZPIPE_API int zpipe_attach(struct zpipe *zp, int sock, bool server);
 
