@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest's port on a zpipe: every byte, whatever happens meanwhile."""
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -70,6 +71,22 @@ def qemu_without_ptrace(folder):
                       + f' {qemu_binary()} "$@"\n')
     script.chmod(0o755)
     return script
+
+
+class Page(unittest.TestCase):
+    """What docs/zpipe.rst says of QEMU."""
+
+    def test_trace_events(self):
+        need_zpipe()
+        said = subprocess.run([str(qemu_binary()), '-trace', 'help'],
+                              text=True, stdout=subprocess.PIPE,
+                              check=True).stdout.split()
+        page = (Path(__file__).resolve().parents[2] / 'docs'
+                / 'zpipe.rst').read_text(encoding='utf-8')
+        events = {x for x in said if x.startswith('zpipe_')}
+        self.assertTrue(events)
+        self.assertEqual(set(re.findall(r'^``(zpipe_\w+)``', page, re.M)),
+                         events)
 
 
 class ShellGuest(Guest):

@@ -731,8 +731,8 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     zp->news = 0;
     zp->kicked = 0;
     zp->link = LINK_HELLO;
-    zp->handshake_end = now_ns() + ZP_HANDSHAKE_MS * 1000000ull;
-    wake_self_later(zp, ZP_HANDSHAKE_MS * 1000000ull);
+    zp->handshake_end = now_ns() + zp->cfg.handshake_ms * 1000000ull;
+    wake_self_later(zp, zp->cfg.handshake_ms * 1000000ull);
     if (!server) {
         send_hello(zp);
     }

@@ -22,14 +22,33 @@
 
 enum { DEPTH = 16, CHUNK = 256 << 10 };
 
+/* Their product, and what is read beyond it, fits into 64 bits. */
+#define EVERY_MAX (1ull << 40)
+#define COUNT_MAX (1ull << 20)
+
+static const struct peer_way {
+    const char *name;
+    bool socket, view, touch;
+    enum zpipe_mechanism mechanism;
+    uint32_t flags;
+} peer_ways[] = {
+    { "socket", .socket = true },
+    { "socket-touch", .socket = true, .touch = true },
+    { "copy", .mechanism = ZPIPE_COPY, .flags = ZPIPE_READS_PRIVATE },
+    { "direct", .mechanism = ZPIPE_DIRECT },
+    { "map", .mechanism = ZPIPE_MAP, .view = true },
+    { "map-touch", .mechanism = ZPIPE_MAP, .view = true, .touch = true },
+};
+enum { PEER_WAYS = sizeof(peer_ways) / sizeof(peer_ways[0]) };
+
 struct peer {
     const char *path;
     uint64_t every, count, bytes, lines;
-    bool source, socket, view, touch;
+    bool source, view, touch;
     struct zpipe_config config;
 };
 
-/* Print what is due; false when that was all. */
+/* Print what is due; false when that was all, or could not be printed. */
 static bool account(struct peer *p, size_t bytes)
 {
     p->bytes += bytes;
@@ -38,7 +57,9 @@ static bool account(struct peer *p, size_t bytes)
         printf("{\"bytes\": %" PRIu64 ", \"cpu_ns\": %" PRIu64
                ", \"now_ns\": %" PRIu64 "}\n", p->bytes, bench_cpu_ns(),
                bench_now_ns());
-        fflush(stdout);
+        if (!cmd_flush()) {
+            return false;
+        }
     }
     return p->lines < p->count;
 }
@@ -67,7 +88,7 @@ static int socket_peer(struct peer *p)
             __asm__ volatile("" : : "r"(bench_touch(buf, got)));
         }
     } while (account(p, got));
-    return CMD_OK;
+    return cmd_finish(CMD_OK);
 }
 
 static int submit(struct peer *p, struct zpipe *zp, struct zpipe_req *req,
@@ -132,34 +153,40 @@ static int zpipe_peer(struct peer *p)
         }
     }
     zpipe_free(zp);
-    return p->lines == p->count ? CMD_OK : CMD_FAILED;
+    return cmd_finish(p->lines == p->count ? CMD_OK : CMD_FAILED);
+}
+
+static const struct peer_way *find_way(const char *name)
+{
+    for (int i = 0; i < PEER_WAYS; i++) {
+        if (!strcmp(peer_ways[i].name, name)) {
+            return &peer_ways[i];
+        }
+    }
+    cmd_say("bench: there is no way \"%s\"; see zpipe bench --help", name);
+    return NULL;
 }
 
 int bench_peer(int argc, char **argv)
 {
     struct peer p = { .config = { .size = sizeof(p.config) } };
-    const char *way;
+    const struct peer_way *way;
 
-    if (argc != 5 || !cmd_parse_size(argv[3], &p.every) || !p.every ||
-        !cmd_parse_size(argv[4], &p.count) || !p.count) {
+    if (argc != 5) {
         cmd_say("usage: zpipe bench %s WAY PATH EVERY COUNT", argv[0]);
         return CMD_USAGE;
     }
-    way = argv[1];
-    p.source = !strcmp(argv[0], "source");
+    way = find_way(argv[1]);
     p.path = argv[2];
-    p.socket = !strncmp(way, "socket", 6);
-    p.view = !strncmp(way, "map", 3);
-    p.touch = strstr(way, "-touch");
-    if (!p.socket) {
-        int mechanism = zpipe_mechanism_parse(p.view ? "map" : way);
-
-        if (mechanism < 0) {
-            cmd_say("bench: there is no way \"%s\"", way);
-            return CMD_USAGE;
-        }
-        p.config.mechanism = mechanism;
-        p.config.flags = mechanism == ZPIPE_COPY ? ZPIPE_READS_PRIVATE : 0;
+    if (!way || !cmd_path_good(p.path) ||
+        !bench_parse_count("EVERY", argv[3], EVERY_MAX, &p.every) ||
+        !bench_parse_count("COUNT", argv[4], COUNT_MAX, &p.count)) {
+        return CMD_USAGE;
     }
-    return p.socket ? socket_peer(&p) : zpipe_peer(&p);
+    p.source = !strcmp(argv[0], "source");
+    p.view = way->view;
+    p.touch = way->touch;
+    p.config.mechanism = way->mechanism;
+    p.config.flags = way->flags;
+    return way->socket ? socket_peer(&p) : zpipe_peer(&p);
 }

@@ -74,10 +74,11 @@ static const char help_text[] =
     "and process_vm_readv(); map: the reader looks, -touch: and reads every "
     "byte.\n"
     "\n"
-    "sink and source connect to a program and print, each EVERY bytes and "
-    "COUNT times,\n"
-    "the processor time they have used; WAY: socket, copy, direct, map or "
-    "map-touch.\n";
+    "sink and source connect to a program and print, each EVERY bytes (up to "
+    "1024G) and\n"
+    "COUNT times (up to 1M), the processor time they have used; WAY: socket, "
+    "copy,\n"
+    "direct, map; socket-touch and map-touch read every byte.\n";
 
 struct plan {
     const char *tests, *sets, *ways;
@@ -155,18 +156,17 @@ static bool parse_sizes(struct plan *plan, const char *list)
     return true;
 }
 
-static bool parse_count(const char *name, uint64_t least, uint64_t most,
-                        uint64_t *value)
+bool bench_parse_count(const char *name, const char *text, uint64_t most,
+                       uint64_t *value)
 {
-    if (!cmd_parse_size(optarg, value) || *value < least || *value > most) {
-        cmd_say("bench: --%s=%s: must be %" PRIu64 " to %" PRIu64, name,
-                optarg, least, most);
+    if (!cmd_parse_size(text, value) || !*value || *value > most) {
+        cmd_say("bench: %s=%s: must be 1 to %" PRIu64, name, text, most);
         return false;
     }
     return true;
 }
 
-static void print_sample(const struct row *row, const struct bench_way *way,
+static bool print_sample(const struct row *row, const struct bench_way *way,
                          unsigned turn, const struct bench_result *res)
 {
     printf("{\"test\": \"%s\", \"set\": \"%s\", \"size\": %" PRIu64
@@ -182,7 +182,7 @@ static void print_sample(const struct row *row, const struct bench_way *way,
         }
     }
     printf("}\n");
-    fflush(stdout);
+    return cmd_flush();
 }
 
 /* GiB/s, or us for each round trip. */
@@ -212,8 +212,8 @@ static bool measure_row(const struct plan *plan, struct row *row,
             return false;
         }
         row->values[i][turn] = value_of(row, &res);
-        if (plan->json) {
-            print_sample(row, what.way, turn, &res);
+        if (plan->json && !print_sample(row, what.way, turn, &res)) {
+            return false;
         }
     }
     return true;
@@ -248,7 +248,7 @@ static void print_row(const struct plan *plan, struct row *row)
         }
     }
     putchar('\n');
-    fflush(stdout);
+    cmd_flush();
 }
 
 static struct row *add_row(struct row *row, const char *test, const char *set,
@@ -352,15 +352,16 @@ static bool take_option(struct plan *plan, int letter)
         plan->ways = optarg;
         return ways_known(optarg);
     case 'r':
-        good = parse_count("repeats", 1, REPEATS_MAX, &value);
+        good = bench_parse_count("--repeats", optarg, REPEATS_MAX, &value);
         plan->repeats = value;
         return good;
     case 'm':
-        good = parse_count("ms", 1, 10000, &value);
+        good = bench_parse_count("--ms", optarg, 10000, &value);
         plan->ms = value;
         return good;
     case 'n':
-        return parse_count("rounds", 1, 500000, &plan->rounds);
+        return bench_parse_count("--rounds", optarg, 500000,
+                                 &plan->rounds);
     case 'j':
         plan->json = true;
         return true;
@@ -393,7 +394,7 @@ int cmd_bench(int argc, char **argv)
     while ((letter = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
         if (letter == 'h') {
             fputs(help_text, stdout);
-            return CMD_OK;
+            return cmd_finish(CMD_OK);
         }
         if (!take_option(&plan, letter)) {
             return CMD_USAGE;
@@ -404,5 +405,5 @@ int cmd_bench(int argc, char **argv)
                 argv[optind]);
         return CMD_USAGE;
     }
-    return run_plan(&plan);
+    return cmd_finish(run_plan(&plan));
 }

@@ -70,6 +70,10 @@ struct bench_result {
 bool bench_throughput(const struct bench_case *what, struct bench_result *res);
 bool bench_pingpong(const struct bench_case *what, struct bench_result *res);
 
+/** Read a number from 1 to @most ("64K", too); false after saying so. */
+bool bench_parse_count(const char *name, const char *text, uint64_t most,
+                       uint64_t *value);
+
 /** zpipe bench sink|source WAY PATH EVERY COUNT: a peer for a program. */
 int bench_peer(int argc, char **argv);
 

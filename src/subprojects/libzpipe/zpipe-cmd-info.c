@@ -77,7 +77,7 @@ int cmd_info(const struct cmd_options *opt)
         zpipe_get_info(zp, &info);
         (opt->json ? print_json : print_text)(&info,
                                               opt->config.flags & ZPIPE_CMA);
-        code = fflush(stdout) ? CMD_FAILED : CMD_OK;
+        code = cmd_finish(CMD_OK);
         /* leave as one who has nothing to send, not as one who died */
         zpipe_shutdown(zp);
         zpipe_reap(zp);
@@ -93,9 +93,9 @@ static void print_counts(const char *way, const struct zpipe_count *counts)
 {
     for (int i = 0; i < ZPIPE_MECHANISMS; i++) {
         if (counts[i].messages) {
-            cmd_say("%s %s messages=%" PRIu64 " bytes=%" PRIu64, way,
-                    zpipe_mechanism_name(i), counts[i].messages,
-                    counts[i].bytes);
+            cmd_tell("%s %s messages=%" PRIu64 " bytes=%" PRIu64, way,
+                     zpipe_mechanism_name(i), counts[i].messages,
+                     counts[i].bytes);
         }
     }
 }
@@ -109,17 +109,15 @@ void cmd_print_stats(const struct zpipe *zp)
     print_counts("received", stats.rx);
     for (int i = 0; i < ZPIPE_REASONS; i++) {
         if (stats.fallback[i]) {
-            cmd_say("fallback %s=%" PRIu64, zpipe_reason_name(i),
-                    stats.fallback[i]);
+            cmd_tell("fallback %s=%" PRIu64, zpipe_reason_name(i),
+                     stats.fallback[i]);
         }
     }
-    cmd_say("kicks=%" PRIu64 " kicks-saved=%" PRIu64 " wakeups=%" PRIu64
-            " spins=%" PRIu64 " copied-bytes=%" PRIu64 " connects=%" PRIu64
-            " resumed=%" PRIu64
-            " regions=%" PRIu64 " peer-regions=%" PRIu64 " refused-regions=%"
-            PRIu64 " cma-errors=%" PRIu64, stats.kicks, stats.kicks_saved,
-            stats.wakeups, stats.spins, stats.copied, stats.connects,
-            stats.resumed,
-            stats.regions, stats.peer_regions, stats.refused_regions,
-            stats.cma_errors);
+    cmd_tell("kicks=%" PRIu64 " kicks-saved=%" PRIu64 " wakeups=%" PRIu64
+             " spins=%" PRIu64 " copied-bytes=%" PRIu64 " connects=%" PRIu64
+             " resumed=%" PRIu64 " regions=%" PRIu64 " peer-regions=%" PRIu64
+             " refused-regions=%" PRIu64 " cma-errors=%" PRIu64, stats.kicks,
+             stats.kicks_saved, stats.wakeups, stats.spins, stats.copied,
+             stats.connects, stats.resumed, stats.regions, stats.peer_regions,
+             stats.refused_regions, stats.cma_errors);
 }

@@ -57,6 +57,7 @@ struct join {
     bool end_seen;              /* of the peer's stream */
     bool out_closed;            /* nobody reads our output */
     uint64_t sent, received;
+    uint64_t connects;          /* at the last look */
 };
 
 static struct buffer *at(struct direction *dir, unsigned n)
@@ -363,15 +364,25 @@ static void wait_for_work(struct join *j, struct cmd_link *link)
     }
 }
 
-/* The connection was lost; true if there is a new one. */
+/* The connection was lost, or not made; true if there is a new one. */
 static bool back_again(struct join *j, struct cmd_link *link)
 {
+    struct zpipe_stats stats;
+
     /* a peer that hung up on the end of our stream has all: that is the end */
     if (j->opt->reconnect_ms < 0 || answered(j)) {
         return false;
     }
-    if (j->opt->verbose) {
-        cmd_say("%s; waiting for a new connection", zpipe_error(j->zp, NULL));
+    zpipe_get_stats(j->zp, &stats);
+    if (stats.connects == j->connects) {
+        cmd_link_say_failed(link, j->zp);
+    } else {
+        j->connects = stats.connects;
+        link->said[0] = 0;
+        if (j->opt->verbose) {
+            cmd_tell("%s; waiting for a new connection",
+                     zpipe_error(j->zp, NULL));
+        }
     }
     return cmd_link_attach(link, j->zp);
 }
@@ -441,6 +452,7 @@ static bool serve(struct join *j, struct cmd_link *link)
     bool ready;
 
     j->failed = j->end_seen = false;
+    j->sent = j->received = j->connects = 0;
     memset(&j->in, 0, sizeof(j->in));
     memset(&j->out, 0, sizeof(j->out));
     j->zp = zpipe_new(&j->opt->config);
@@ -453,8 +465,8 @@ static bool serve(struct join *j, struct cmd_link *link)
     if (ready) {
         pump(j, link);
         if (j->opt->verbose) {
-            cmd_say("sent=%" PRIu64 " received=%" PRIu64, j->sent,
-                    j->received);
+            cmd_tell("sent=%" PRIu64 " received=%" PRIu64, j->sent,
+                     j->received);
             cmd_print_stats(j->zp);
         }
     } else {

@@ -7,10 +7,15 @@
  */
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "zpipe-cmd.h"
+
+/* Sent away in one turn. */
+enum { CLIENTS_MAX = 8 };
 
 /* What to do about an error of connect or listen. */
 static const char *advice(int error)
@@ -35,10 +40,19 @@ static const char *advice(int error)
     }
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
 bool cmd_link_open(struct cmd_link *link, const struct cmd_options *opt)
 {
-    link->opt = opt;
-    link->listener = -1;
+    struct stat st;
+
+    *link = (struct cmd_link){ .opt = opt, .listener = -1 };
     if (opt->server) {
         link->listener = zpipe_listen(opt->path);
         if (link->listener < 0) {
@@ -46,14 +60,24 @@ bool cmd_link_open(struct cmd_link *link, const struct cmd_options *opt)
                     strerror(-link->listener), advice(-link->listener));
             return false;
         }
+        if (!lstat(opt->path, &st)) {
+            link->dev = st.st_dev;
+            link->ino = st.st_ino;
+        }
     }
     return true;
 }
 
 void cmd_link_close(struct cmd_link *link)
 {
+    struct stat st;
+
     if (link->listener >= 0) {
-        unlink(link->opt->path);
+        /* no server replaces it while we listen, so look before that ends */
+        if (!lstat(link->opt->path, &st) && st.st_dev == link->dev &&
+            st.st_ino == link->ino) {
+            unlink(link->opt->path);
+        }
         close(link->listener);
         link->listener = -1;
     }
@@ -65,7 +89,8 @@ static bool wait_client(struct cmd_link *link, struct zpipe *zp)
     int sock, ret;
 
     for (;;) {
-        if (cmd_poll(&pfd, 1, -1) < 0 && cmd_signal()) {
+        cmd_poll(&pfd, 1, -1);
+        if (cmd_signal()) {
             return false;
         }
         sock = zpipe_accept(link->listener);
@@ -88,26 +113,53 @@ static bool wait_client(struct cmd_link *link, struct zpipe *zp)
     }
 }
 
-static bool dial(struct cmd_link *link, struct zpipe *zp)
+/* May another attempt go better? */
+static bool may_pass(int error)
 {
-    const struct cmd_options *opt = link->opt;
-    int ret;
+    return error == -ENOENT || error == -ECONNREFUSED || error == -EAGAIN ||
+           error == -ECONNRESET || error == -EPIPE || error == -ETIMEDOUT;
+}
 
-    for (;;) {
-        ret = zpipe_connect(zp, opt->path);
-        if (ret == 0) {
-            return true;
-        }
-        if (opt->reconnect_ms < 0 ||
-            (ret != -ENOENT && ret != -ECONNREFUSED && ret != -EAGAIN)) {
-            cmd_say("connect %s: %s%s", opt->path, strerror(-ret),
-                    advice(-ret));
-            return false;
-        }
-        if (cmd_poll(NULL, 0, opt->reconnect_ms) < 0 && cmd_signal()) {
+/* A connection lives for some time, or the next attempt has to wait for it. */
+static bool await_turn(struct cmd_link *link)
+{
+    int64_t left;
+
+    while ((left = link->next_ms - now_ms()) > 0) {
+        cmd_poll(NULL, 0, left < INT_MAX ? left : INT_MAX);
+        if (cmd_signal()) {
             return false;
         }
     }
+    link->next_ms = now_ms() + link->opt->reconnect_ms;
+    return true;
+}
+
+static bool dial(struct cmd_link *link, struct zpipe *zp)
+{
+    const struct cmd_options *opt = link->opt;
+
+    while (await_turn(link)) {
+        int sock = zpipe_dial(opt->path);
+        int ret = sock < 0 ? sock : zpipe_attach(zp, sock, false);
+
+        if (ret == 0) {
+            return true;
+        }
+        if (opt->reconnect_ms < 0 || !may_pass(ret)) {
+            int code;
+            const char *why = zpipe_error(zp, &code);
+
+            cmd_say("connect %s: %s%s", opt->path,
+                    sock >= 0 && code == ret ? why : strerror(-ret),
+                    sock >= 0 ? "" : advice(-ret));
+            return false;
+        }
+        if (sock >= 0) {
+            cmd_link_say_failed(link, zp);
+        }
+    }
+    return false;
 }
 
 bool cmd_link_attach(struct cmd_link *link, struct zpipe *zp)
@@ -115,65 +167,85 @@ bool cmd_link_attach(struct cmd_link *link, struct zpipe *zp)
     return link->listener >= 0 ? wait_client(link, zp) : dial(link, zp);
 }
 
-static int64_t now_ms(void)
+void cmd_link_say_failed(struct cmd_link *link, const struct zpipe *zp)
 {
-    struct timespec ts;
+    char text[sizeof(link->said)];
+    const char *why;
+    int code;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+    why = zpipe_error(zp, &code);
+    if (code == -ETIMEDOUT) {
+        snprintf(text, sizeof(text), "%s within %u ms; is it stopped, or "
+                 "serving another client?", why,
+                 link->opt->config.handshake_ms);
+    } else {
+        snprintf(text, sizeof(text), "%s", why);
+    }
+    if (strcmp(text, link->said)) {
+        cmd_say("%s: %s", link->opt->path, text);
+        strcpy(link->said, text);
+    }
 }
 
-/* Without requests in flight zpipe_reap() only drives the handshake. */
+static uint64_t connects(const struct zpipe *zp)
+{
+    struct zpipe_stats stats;
+
+    zpipe_get_stats(zp, &stats);
+    return stats.connects;
+}
+
+/*
+ * Without requests in flight zpipe_reap() only drives the handshake.  The
+ * library ends one that takes too long.  A peer that has left already, after
+ * it, may have left something to read.
+ */
 static bool handshake(struct cmd_link *link, struct zpipe *zp)
 {
-    int64_t deadline = now_ms() + link->opt->timeout_ms;
     struct pollfd pfd = { .fd = zpipe_fd(zp), .events = POLLIN };
+    uint64_t before = connects(zp);
 
-    for (;;) {
-        int64_t left;
-
+    while (!cmd_signal()) {
         zpipe_reap(zp);
-        if (zpipe_state(zp) == ZPIPE_CONNECTED) {
+        if (connects(zp) != before) {
             return true;
         }
         if (zpipe_state(zp) == ZPIPE_IDLE) {
-            cmd_say("%s: %s", link->opt->path, zpipe_error(zp, NULL));
+            cmd_link_say_failed(link, zp);
             return false;
         }
-        left = deadline - now_ms();
-        if (left <= 0) {
-            cmd_say("%s: the peer did not finish the handshake within %d ms; "
-                    "is it stopped, or serving another client?",
-                    link->opt->path, link->opt->timeout_ms);
-            zpipe_detach(zp);
-            return false;
-        }
-        if (cmd_poll(&pfd, 1, left) < 0 && cmd_signal()) {
-            return false;
-        }
+        cmd_poll(&pfd, 1, -1);
     }
+    return false;
 }
 
 bool cmd_link_join(struct cmd_link *link, struct zpipe *zp)
 {
-    for (;;) {
+    int code;
+
+    do {
         if (!cmd_link_attach(link, zp)) {
             return false;
         }
         if (handshake(link, zp)) {
+            link->said[0] = 0;
             return true;
         }
-        if (cmd_signal() || link->listener < 0) {
-            return false;
-        }
-    }
+        zpipe_error(zp, &code);
+    } while (!cmd_signal() && (link->listener >= 0 ||
+                               (link->opt->reconnect_ms >= 0 &&
+                                may_pass(code))));
+    return false;
 }
 
 void cmd_link_refuse(struct cmd_link *link)
 {
-    int sock;
+    for (int i = 0; i < CLIENTS_MAX; i++) {
+        int sock = zpipe_accept(link->listener);
 
-    while ((sock = zpipe_accept(link->listener)) >= 0) {
+        if (sock < 0) {
+            return;
+        }
         zpipe_refuse(sock, "another client is connected");
     }
 }

@@ -22,7 +22,7 @@
 
 enum {
     OPT_CMA = 256, OPT_VIEW, OPT_KEEP, OPT_RECONNECT, OPT_JSON,
-    OPT_TIMEOUT, OPT_NO_DUMP, OPT_VERSION,
+    OPT_TIMEOUT, OPT_NO_DUMP,
 };
 
 /* Which subcommand knows an option. */
@@ -49,9 +49,9 @@ static const struct {
     { "keep", 'k', NULL, LISTEN, "serve the next client after this one" },
     { "reconnect", OPT_RECONNECT, "MS", JOIN,
       "when the connection is lost go on with the same stream; connect\n"
-      "tries every MS milliseconds, also at the start" },
+      "tries every MS milliseconds (1 or more), also at the start" },
     { "timeout", OPT_TIMEOUT, "MS", JOIN | INFO,
-      "limit for the handshake (default 10000)" },
+      "limit for a handshake, in milliseconds (default 10000)" },
     { "non-dumpable", OPT_NO_DUMP, NULL, JOIN | INFO,
       "forbid other processes to read our memory (prctl)" },
     { "json", OPT_JSON, NULL, INFO, "print JSON" },
@@ -67,6 +67,7 @@ static const char usage_text[] =
     "       zpipe info [OPTION...] PATH       connect, tell what was "
     "negotiated, leave\n"
     "       zpipe bench [OPTION...]           measure; see zpipe bench --help\n"
+    "       zpipe --version | --help\n"
     "\n"
     "listen and connect send standard input to the peer and write what it "
     "sends to\n"
@@ -75,21 +76,57 @@ static const char usage_text[] =
     "directions have ended.  See zpipe(1).\n";
 
 static bool quiet;
-static sigset_t old_mask;
+static int output_error;         /* an errno value */
+static sigset_t old_mask, end_mask;
 static volatile sig_atomic_t caught;
+
+static const int end_signals[] = { SIGINT, SIGTERM, SIGHUP };
+enum { END_SIGNALS = sizeof(end_signals) / sizeof(end_signals[0]) };
+
+static void print_message(const char *format, va_list args)
+{
+    fputs("zpipe: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+}
 
 void cmd_say(const char *format, ...)
 {
     va_list args;
 
-    if (quiet) {
-        return;
-    }
     va_start(args, format);
-    fputs("zpipe: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    if (!quiet) {
+        print_message(format, args);
+    }
     va_end(args);
+}
+
+void cmd_tell(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    print_message(format, args);
+    va_end(args);
+}
+
+/* A failed fflush() may throw its bytes away: the next one has no error. */
+bool cmd_flush(void)
+{
+    errno = 0;
+    if ((fflush(stdout) || ferror(stdout)) && !output_error) {
+        output_error = errno ? errno : EIO;
+    }
+    return !output_error;
+}
+
+int cmd_finish(int code)
+{
+    if (!cmd_flush()) {
+        cmd_say("standard output: %s", strerror(output_error));
+        return CMD_FAILED;
+    }
+    return code;
 }
 
 static void catch(int number)
@@ -99,27 +136,39 @@ static void catch(int number)
 
 static void catch_signals(void)
 {
-    static const int numbers[] = { SIGINT, SIGTERM, SIGHUP };
     struct sigaction action = { .sa_handler = catch };
-    sigset_t mask;
 
-    sigemptyset(&mask);
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+    sigprocmask(SIG_BLOCK, NULL, &old_mask);
+    sigemptyset(&end_mask);
+    for (int i = 0; i < END_SIGNALS; i++) {
         struct sigaction old;
 
-        sigaction(numbers[i], NULL, &old);
-        if (old.sa_handler == SIG_IGN) {
+        sigaction(end_signals[i], NULL, &old);
+        if (old.sa_handler == SIG_IGN ||
+            sigismember(&old_mask, end_signals[i])) {
             continue;           /* nohup, or a shell's background job */
         }
-        sigaction(numbers[i], &action, NULL);
-        sigaddset(&mask, numbers[i]);
+        sigaction(end_signals[i], &action, NULL);
+        sigaddset(&end_mask, end_signals[i]);
     }
-    sigprocmask(SIG_BLOCK, &mask, &old_mask);
+    sigprocmask(SIG_BLOCK, &end_mask, NULL);
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* ppoll() lets none in while descriptors are ready: so look for those, too. */
 int cmd_signal(void)
 {
+    sigset_t pending;
+
+    if (caught || sigpending(&pending)) {
+        return caught;
+    }
+    for (int i = 0; i < END_SIGNALS; i++) {
+        if (sigismember(&end_mask, end_signals[i]) &&
+            sigismember(&pending, end_signals[i])) {
+            caught = end_signals[i];
+        }
+    }
     return caught;
 }
 
@@ -171,6 +220,18 @@ bool cmd_parse_size(const char *text, uint64_t *value)
     return true;
 }
 
+bool cmd_path_good(const char *path)
+{
+    size_t len = strlen(path);
+
+    if (!len || len > ZPIPE_PATH_MAX) {
+        cmd_say("path '%s': the path of a socket has 1 to %d bytes, this one "
+                "has %zu", path, ZPIPE_PATH_MAX, len);
+        return false;
+    }
+    return true;
+}
+
 static void print_help(unsigned where)
 {
     fputs(usage_text, stdout);
@@ -199,15 +260,16 @@ static void print_help(unsigned where)
           stdout);
 }
 
-static bool number_option(const char *name, uint64_t limit, uint64_t *value)
+static bool number_option(const char *name, uint64_t most, uint64_t *value)
 {
     char *end;
 
     errno = 0;
     *value = strtoull(optarg, &end, 10);
-    if (errno || end == optarg || *end || *optarg == '-' || *value > limit) {
-        cmd_say("--%s=%s: must be a number from 0 to %llu", name, optarg,
-                (unsigned long long)limit);
+    if (errno || end == optarg || *end || *optarg == '-' || !*value ||
+        *value > most) {
+        cmd_say("--%s=%s: must be a number from 1 to %llu", name, optarg,
+                (unsigned long long)most);
         return false;
     }
     return true;
@@ -277,7 +339,7 @@ static bool take_option(struct cmd_options *opt, int letter)
         if (!number_option("timeout", INT_MAX, &value)) {
             return false;
         }
-        opt->timeout_ms = value;
+        opt->config.handshake_ms = value;
         return true;
     case OPT_NO_DUMP:
         if (prctl(PR_SET_DUMPABLE, 0)) {
@@ -323,7 +385,7 @@ static int parse(struct cmd_options *opt, unsigned where, int argc,
     while ((letter = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
         if (letter == 'h') {
             print_help(where);
-            return CMD_OK;
+            return cmd_finish(CMD_OK);
         }
         if (letter == '?' || !take_option(opt, letter)) {
             cmd_say("try zpipe %s --help", argv[0]);
@@ -344,12 +406,7 @@ static int parse(struct cmd_options *opt, unsigned where, int argc,
         return CMD_USAGE;
     }
     opt->path = argv[optind];
-    if (strlen(opt->path) > ZPIPE_PATH_MAX) {
-        cmd_say("%s: the path of a socket has at most %d bytes, this one has "
-                "%zu", opt->path, ZPIPE_PATH_MAX, strlen(opt->path));
-        return CMD_USAGE;
-    }
-    return -1;
+    return cmd_path_good(opt->path) ? -1 : CMD_USAGE;
 }
 
 /*
@@ -369,9 +426,8 @@ static bool fill_standard_fds(void)
 int main(int argc, char **argv)
 {
     struct cmd_options opt = {
-        .config = { .size = sizeof(opt.config) },
+        .config = { .size = sizeof(opt.config), .handshake_ms = 10000 },
         .reconnect_ms = -1,
-        .timeout_ms = 10000,
     };
     const char *verb = argc > 1 ? argv[1] : "";
     unsigned where;
@@ -383,11 +439,11 @@ int main(int argc, char **argv)
     if (!strcmp(verb, "--help") || !strcmp(verb, "-h") ||
         !strcmp(verb, "help")) {
         print_help(JOIN | INFO);
-        return CMD_OK;
+        return cmd_finish(CMD_OK);
     }
     if (!strcmp(verb, "--version") || !strcmp(verb, "-V")) {
         printf("zpipe %s\n", zpipe_version());
-        return CMD_OK;
+        return cmd_finish(CMD_OK);
     }
     if (!strcmp(verb, "bench")) {
         return cmd_bench(argc - 1, argv + 1);

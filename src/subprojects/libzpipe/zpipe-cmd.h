@@ -28,7 +28,6 @@ enum { CMD_OK = 0, CMD_FAILED = 1, CMD_USAGE = 2 };
  * @receive_only: do not read the input
  * @verbose, @quiet, @json: what to print
  * @reconnect_ms: time between attempts to connect; -1: one attempt
- * @timeout_ms: for the handshake
  */
 struct cmd_options {
     const char *path;
@@ -36,13 +35,30 @@ struct cmd_options {
     bool server, keep, view, send_only, receive_only;
     bool verbose, quiet, json;
     int reconnect_ms;
-    int timeout_ms;
 };
 
-/** Print "zpipe: ..." to standard error. */
+/** Print "zpipe: ..." to standard error, not with --quiet: what went wrong. */
 void cmd_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/** The number of a signal that asks us to end, or 0. */
+/** The same with --quiet, too: what --verbose asks for. */
+void cmd_tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/** Write out what was printed to standard output; false if that failed. */
+bool cmd_flush(void);
+
+/**
+ * cmd_finish: end what was printed to standard output
+ *
+ * Returns @code; after saying why it could not be written, CMD_FAILED.
+ */
+int cmd_finish(int code);
+
+/**
+ * cmd_signal: the number of a signal that asks us to end, or 0
+ *
+ * A system call.  Ask after each step of work, not only when cmd_poll() was
+ * interrupted: it is not while descriptors are ready.
+ */
 int cmd_signal(void);
 
 /** End as if by that signal. */
@@ -58,19 +74,30 @@ int cmd_poll(struct pollfd *fds, unsigned count, int timeout_ms);
 /** Read "64K", "1M"; false if it is no such number. */
 bool cmd_parse_size(const char *text, uint64_t *value);
 
+/** Can it be the path of a socket?  False after saying why not. */
+bool cmd_path_good(const char *path);
+
 /* ----------------------------------------------------------- the connection */
 
 /**
  * struct cmd_link: where connections come from
  * @listener: the listening socket, or -1
+ * @dev, @ino: its file
+ * @next_ms: when the next attempt to connect may begin
+ * @said: the last reason for which an attempt failed
  */
 struct cmd_link {
     const struct cmd_options *opt;
     int listener;
+    dev_t dev;
+    ino_t ino;
+    int64_t next_ms;
+    char said[512];
 };
 
 /** Prepare; false after saying why not. */
 bool cmd_link_open(struct cmd_link *link, const struct cmd_options *opt);
+/** Remove the socket, if its file is still ours. */
 void cmd_link_close(struct cmd_link *link);
 
 /**
@@ -84,11 +111,15 @@ bool cmd_link_attach(struct cmd_link *link, struct zpipe *zp);
 /**
  * cmd_link_join: attach, and finish the handshake
  *
- * A server waits for the next client when the handshake of one fails.
+ * A server waits for the next client when the handshake of one fails; a client
+ * tries again where --reconnect says so.
  */
 bool cmd_link_join(struct cmd_link *link, struct zpipe *zp);
 
-/** Send away all who want to connect now. */
+/** Say why the handshake has failed, the same once. */
+void cmd_link_say_failed(struct cmd_link *link, const struct zpipe *zp);
+
+/** Send away who wants to connect now, some at a time. */
 void cmd_link_refuse(struct cmd_link *link);
 
 /* ---------------------------------------------------------------- the parts */

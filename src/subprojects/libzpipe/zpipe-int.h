@@ -32,7 +32,6 @@
 #define ZP_PATIENCE_NS      (100ull * 1000 * 1000)
 /* The same when the connection has ended: it may be dead. */
 #define ZP_LAST_PATIENCE_NS (20ull * 1000 * 1000)
-#define ZP_HANDSHAKE_MS     5000
 /* Peers are no longer waited for when they post no read. */
 #define ZP_READS_NS         (100ull * 1000 * 1000)
 #define ZP_MESSAGES_A_TURN  16
@@ -45,6 +44,7 @@
 /* The same of bytes that the peer need not copy, as a multiple. */
 #define ZP_EAGER_AT_HAND    4
 
+#define HANDSHAKE_MS_DEFAULT 5000u
 #define DIRECT_MIN_DEFAULT  2048u
 #define CMA_MIN_DEFAULT     (32u << 10)
 

@@ -421,6 +421,9 @@ static int configure(struct zpipe_config *cfg, const struct zpipe_config *user)
     if (!cfg->cma_min_bytes) {
         cfg->cma_min_bytes = CMA_MIN_DEFAULT;
     }
+    if (!cfg->handshake_ms) {
+        cfg->handshake_ms = HANDSHAKE_MS_DEFAULT;
+    }
     if (!config_good(cfg)) {
         return -EINVAL;
     }

@@ -178,6 +178,8 @@ enum zpipe_state {
  * @no_spin: never do so
  * @peer_bytes_max: refuse regions of the peer beyond this sum, in bytes; 0: no
  *      limit.  Touching pages of the peer's may charge them to this process
+ * @handshake_ms: a connection ends with -ETIMEDOUT when its handshake takes
+ *      longer, in milliseconds; 0: default, 5 seconds
  */
 struct zpipe_config {
     uint32_t size;
@@ -189,6 +191,7 @@ struct zpipe_config {
     uint64_t spin_ns;
     bool no_spin;
     uint64_t peer_bytes_max;
+    uint32_t handshake_ms;
 };
 
 struct zpipe;
@@ -326,7 +329,8 @@ ZPIPE_API void zpipe_free(struct zpipe *zp);
  *      replaced, another file is not
  *
  * Returns: a descriptor, non-blocking, close-on-exec; or a negative errno
- * value: ENAMETOOLONG, EADDRINUSE (somebody listens, or it is no socket) ...
+ * value: ENAMETOOLONG, EADDRINUSE (somebody listens, or it is no socket), EBUSY
+ * (the directory stays locked by somebody else) ...
  */
 ZPIPE_API int zpipe_listen(const char *path);
 
@@ -361,7 +365,8 @@ ZPIPE_API void zpipe_refuse(int sock, const char *why);
  * that knows the session goes on where it was, nothing is lost or doubled;
  * for another peer the stream goes on with the first byte that was not taken.
  *
- * Returns: 0, or a negative errno value (EISCONN, EPIPE: it was shut down).
+ * Returns: 0, or a negative errno value: EISCONN, EPROTOTYPE (a socket of another
+ * kind), ECONNRESET or ECONNREFUSED (the peer has gone already) ...
  */
 ZPIPE_API int zpipe_attach(struct zpipe *zp, int sock, bool server);
 
@@ -527,6 +532,8 @@ ZPIPE_API ssize_t zpipe_read_full(struct zpipe *zp, void *buf, size_t len);
 
 /**
  * zpipe_wait_connected: finish the handshake
+ * @timeout_ms: at most so long, -1: no limit of its own;
+ *      zpipe_config.handshake_ms holds in either case
  *
  * Returns: 0, -ETIMEDOUT, or why the connection ended.
  */

@@ -299,6 +299,25 @@ static void test_close_early(void)
     }
 }
 
+/* A peer that says nothing. */
+static void test_time(void)
+{
+    struct zpipe_config config = { .size = sizeof(config), .handshake_ms = 20 };
+    struct zpipe *zp = zpipe_new(&config);
+    int ends[2], code;
+
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0,
+                               ends), ==, 0);
+    g_assert_cmpint(zpipe_attach(zp, ends[0], true), ==, 0);
+    g_assert_cmpint(zpipe_wait_connected(zp, -1), ==, -ETIMEDOUT);
+    g_assert_cmpint(zpipe_state(zp), ==, ZPIPE_IDLE);
+    g_assert_cmpstr(zpipe_error(zp, &code), ==,
+                    "the peer did not finish the handshake");
+    g_assert_cmpint(code, ==, -ETIMEDOUT);
+    zpipe_free(zp);
+    close(ends[1]);
+}
+
 /* Only half of a hang-up: the bell is kept, or the socket. */
 static void test_bell_kept(void)
 {
@@ -516,6 +535,7 @@ int main(int argc, char **argv)
     g_test_add_func("/hello/cookie", test_cookie);
     g_test_add_func("/hello/out-of-turn", test_out_of_turn);
     g_test_add_func("/hello/close-early", test_close_early);
+    g_test_add_func("/hello/time", test_time);
     g_test_add_func("/bell/kept", test_bell_kept);
     g_test_add_func("/bell/cut", test_bell_cut);
     g_test_add_func("/bell/full", test_bell_full);
