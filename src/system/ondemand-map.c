@@ -491,9 +491,13 @@ void ondemand_map_unregister(OndemandMap *map)
     QTAILQ_REMOVE(&maps, map, next);
     qatomic_set(&ondemand_map_regions, ondemand_map_regions - 1);
     map->policy->users--;
+    ram_block_discard_require(false);
+}
+
+void ondemand_map_release(OndemandMap *map)
+{
     object_unref(map->policy);
     g_free(map->name);
-    ram_block_discard_require(false);
 }
 
 bool ondemand_map_allow_dma(Error **errp)

@@ -6,8 +6,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Threads.  Under KVM the window is accessed without the BQL, so that a vCPU
- * that waits for the backing waits alone; TCG and DMA hold the BQL, and then so
- * does the read of a granule.  Whole chunks are filled by a thread of the pool.
+ * that waits for the backing waits alone; TCG and DMA of the main loop hold the
+ * BQL, and then so does the read of a granule.  Whole chunks are filled by a
+ * thread of the pool.
  * What a vCPU has to tell the main loop (a chunk is hot) it leaves in the
  * chunk's atomic fields and schedules the bottom half.
  *
@@ -18,7 +19,7 @@
  * before the filler's first write, which goes through the address space and
  * sets dirty bits if logging is on; so when the migration's start looks at the
  * granule too early to see FILLING, the writes come later than the start of the
- * logging, and are seen.
+ * logging, and are seen.  A background snapshot has no log: there all counts.
  */
 
 #include "qemu/osdep.h"
@@ -29,11 +30,13 @@
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-ondemand-map.h"
+#include "qapi/qapi-types-migration.h"
 #include "block/aio-wait.h"
 #include "block/thread-pool.h"
 #include "exec/target_page.h"
 #include "hw/pci/pci.h"
 #include "hw/vmstate-if.h"
+#include "migration/client-options.h"
 #include "migration/misc.h"
 #include "migration/vmstate.h"
 #include "system/ondemand-region.h"
@@ -324,6 +327,13 @@ static void commit(OndemandMap *map)
     }
 }
 
+/* Code need not die of a migration that ends: it waits, as if queued. */
+static bool refused_for_now(const OndemandRegionChunk *c, OndemandForce why)
+{
+    return why == ONDEMAND_FORCE_FETCH && c->state == ONDEMAND_STATE_REFUSED &&
+           c->why == ONDEMAND_REFUSAL_MIGRATION;
+}
+
 static int force(OndemandMap *map, MemoryRegion *mr, hwaddr addr,
                  OndemandForce why)
 {
@@ -338,7 +348,8 @@ static int force(OndemandMap *map, MemoryRegion *mr, hwaddr addr,
         set_state(r, n, ONDEMAND_STATE_QUEUED);
         qemu_bh_schedule(r->bh);
     }
-    return r->chunks[n].state;
+    return refused_for_now(&r->chunks[n], why) ? ONDEMAND_STATE_QUEUED
+                                               : r->chunks[n].state;
 }
 
 /* What is outside only is not forced: it can be had from there. */
@@ -364,14 +375,21 @@ static void force_all(OndemandMap *map, OndemandForce why)
     }
 }
 
-/* End the work; no new one begins until @stopping is taken back. */
+/* End the work; no new one begins until resume_jobs(). */
 static void end_job(OndemandRegion *r)
 {
     qatomic_set(&r->stopping, true);
     AIO_WAIT_WHILE_UNLOCKED(NULL, r->job >= 0);
 }
 
-/* End the work, and have everything trap, until @stopping is taken back. */
+/* What became hot, or waits behind what was ended, is looked at again. */
+static void resume_jobs(OndemandRegion *r)
+{
+    qatomic_set(&r->stopping, false);
+    qemu_bh_schedule(r->bh);
+}
+
+/* End the work, and have everything trap, until resume_jobs(). */
 static void quiesce(OndemandRegion *r)
 {
     end_job(r);
@@ -442,9 +460,12 @@ static void count_hit(OndemandRegion *r, hwaddr addr)
 }
 
 /* The instruction cannot be taken back: it gets all ones. */
-static MemTxResult access_failed(OndemandRegion *r, hwaddr addr, int err)
+static MemTxResult access_failed(OndemandRegion *r, hwaddr addr, int err,
+                                 MemTxAttrs attrs)
 {
-    if (r->backing.stop_on_error) {
+    if (attrs.debug) {
+        /* who looks from outside is told, and changes nothing */
+    } else if (r->backing.stop_on_error) {
         qemu_system_vmstop_request_prepare();
         send_error(r, addr, err, ONDEMAND_ERROR_ACTION_STOP);
         qemu_system_vmstop_request(RUN_STATE_IO_ERROR);
@@ -454,14 +475,15 @@ static MemTxResult access_failed(OndemandRegion *r, hwaddr addr, int err)
     return MEMTX_ERROR;
 }
 
-static MemTxResult make_resident(OndemandRegion *r, hwaddr addr, unsigned size)
+static MemTxResult make_resident(OndemandRegion *r, hwaddr addr, unsigned size,
+                                 MemTxAttrs attrs)
 {
     for (unsigned g = addr / r->granule; g <= (addr + size - 1) / r->granule;
          g++) {
         int ret = fill_granule(r, g);
 
         if (ret) {
-            return access_failed(r, MAX(addr, g * r->granule), ret);
+            return access_failed(r, MAX(addr, g * r->granule), ret, attrs);
         }
     }
     return MEMTX_OK;
@@ -481,7 +503,7 @@ static MemTxResult start_access(OndemandRegion *r, hwaddr addr, unsigned size,
         return MEMTX_DECODE_ERROR;  /* of a vCPU that has an older view */
     }
     hit = granule_is_resident(r, addr);
-    result = make_resident(r, addr, size);
+    result = make_resident(r, addr, size, attrs);
     if (!attrs.debug) {
         ondemand_map_trap(&r->map);
         if (hit || result != MEMTX_OK) {
@@ -547,12 +569,16 @@ static const MemoryRegionOps region_ops = {
 /*
  * FILLING counts, see "Migration" above.  But where the VM has moved to while
  * its RAM has not yet (postcopy) it must not: the source would be asked for
- * pages that it does not have, and the filler would wait for them for ever.
+ * pages that it does not have, and the filler would wait for them for ever.  A
+ * background snapshot looks before it stops the VM, and never again.
  */
 static bool is_there(OndemandRegion *r, unsigned g)
 {
     OndemandGranule state = qatomic_read(&r->state[g]);
 
+    if (migration_is_running() && migrate_background_snapshot()) {
+        return true;
+    }
     return state == ONDEMAND_RESIDENT ||
            (state == ONDEMAND_FILLING && !migration_in_incoming_postcopy());
 }
@@ -675,7 +701,7 @@ static int region_pre_save_early(void *opaque)
     OndemandRegion *r = opaque;
 
     end_job(r);
-    qatomic_set(&r->stopping, false);
+    resume_jobs(r);
     return region_pre_save(opaque);
 }
 
@@ -696,7 +722,7 @@ static int region_pre_load(void *opaque)
     OndemandRegion *r = opaque;
 
     quiesce(r);
-    qatomic_set(&r->stopping, false);
+    resume_jobs(r);
     return 0;
 }
 
@@ -836,6 +862,7 @@ void ondemand_region_unrealize(OndemandRegion *r)
         memory_region_set_ram_discard_manager(r->backing.ram, NULL);
     }
     qatomic_set(&r->realized, false);
+    ondemand_map_unregister(&r->map);
     /*
      * It holds a reference on the device.  Who reads it without the BQL is in
      * an RCU read-side critical section.
@@ -859,7 +886,7 @@ static void region_finalize(Object *obj)
 
     if (r->bh) {
         qemu_bh_delete(r->bh);
-        ondemand_map_unregister(&r->map);
+        ondemand_map_release(&r->map);
     }
     g_free(r->chunks);
     g_free(r->state);

@@ -51,7 +51,7 @@ class LinuxGuest(unittest.TestCase):
 
     def file(self, name):
         path = make_file(report_dir('guest', name))
-        self.addCleanup(path.unlink)
+        self.addCleanup(path.unlink, missing_ok=True)
         return path
 
     def info(self, guest):
@@ -147,11 +147,12 @@ class BareGuests(unittest.TestCase):
             raise unittest.SkipTest(f'KVM not used: {why}')
 
     def run_payload(self, accel, policy, reads=0, hammer=0, more='',
-                    cut=None):
+                    cut=None, code=0x1ffa):
         name = f'bare-ondemand-{accel}'
         path = make_file(report_dir('guest', name), MIB)
-        self.addCleanup(path.unlink)
-        image = build_image('ondemand', {'READS': reads, 'HAMMER': hammer})
+        self.addCleanup(path.unlink, missing_ok=True)
+        image = build_image('ondemand', {'READS': reads, 'HAMMER': hammer,
+                                         'CODE': code})
         with BareGuest(name, image, accel=accel, devices=(
                 f'ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,file={path}'
                 + more,), args=('-S', '-object',
@@ -176,7 +177,7 @@ class BareGuests(unittest.TestCase):
         """Two processors write while granules are filled and chunks mapped."""
         name = f'bare-race-{accel}'
         path = make_file(report_dir('guest', name), MIB)
-        self.addCleanup(path.unlink)
+        self.addCleanup(path.unlink, missing_ok=True)
         words = list(struct.unpack(f'<{MIB // 4}I', path.read_bytes()))
         for number in range(len(words)):
             if number % 8 < 2:
@@ -210,7 +211,7 @@ class BareGuests(unittest.TestCase):
         """The guest ejects the device while its other processor uses it."""
         name = f'bare-eject-{accel}'
         path = make_file(report_dir('guest', name), MIB)
-        self.addCleanup(path.unlink)
+        self.addCleanup(path.unlink, missing_ok=True)
         for number in range(4):
             left = []
 
@@ -243,6 +244,72 @@ class BareGuests(unittest.TestCase):
         self.assertEqual(counts['ondemand-map-maps'], 1)
         self.assertLess(counts['ondemand-map-traps'], 100000)
 
+    def check_border(self, accel):
+        """An instruction lies in two chunks: of one, of the other, of both.
+
+        It is changed while one is mapped and the other is not.
+        """
+        for rate in 1, 50, 1000:
+            _, counts = self.run_payload(
+                accel, 'threshold=1000000000,granule=4k,chunks=256,'
+                f'max-commits-per-s={rate}', code=0x1ffc)
+            self.assertGreater(counts['ondemand-map-forced-fetch'], 0)
+
+    def check_writes(self, accel):
+        """What is written while the RAM is sent is what arrives.
+
+        The guest writes a number to RAM, then to the window, to 16 pages in
+        turn, again and again.  So a page of the window is never behind its page
+        of RAM by more than one.
+        """
+        name = f'bare-writes-{accel}'
+        device = self.window_device(name)
+        stream = report_dir('guest', name) / 'stream'
+        self.addCleanup(stream.unlink, missing_ok=True)
+        image = build_image('writes', {})
+        policy = ('-object', 'ondemand-policy,id=pol,granule=4k,threshold=5')
+        with BareGuest(name, image, accel=accel, devices=(device,),
+                       args=policy) as guest:
+            vm = guest.vm
+            guest.wait_end('writing')
+            self.wait_for(lambda: vm.cmd('query-ondemand-map')[0]['mapped']
+                          >= 0x10000)
+            # several passes: slow, with nothing that may be left to the end
+            vm.cmd('migrate-set-parameters', **{'max-bandwidth': MIB,
+                                                'downtime-limit': 1})
+            vm.cmd('migrate', uri=f'file:{stream}')
+            self.wait_for(lambda: vm.cmd('query-migrate').get(
+                'ram', {}).get('dirty-sync-count', 0) > 3)
+            vm.cmd('migrate-set-parameters', **{'max-bandwidth': 1 << 40,
+                                                'downtime-limit': 2000})
+            self.wait_for(lambda: vm.cmd('query-migrate')['status']
+                          == 'completed')
+        with BareGuest(name, image, accel=accel, devices=(device,),
+                       args=(*policy, '-S', '-incoming',
+                             f'file:{stream}')) as guest:
+            vm = guest.vm
+            self.wait_for(lambda: vm.cmd('query-status')['status']
+                          != 'inmigrate')
+            ram, mem = (self.pages(vm, stream.with_name(key), address)
+                        for key, address in (('ram', 0x200000),
+                                             ('mem', 0xe0000000)))
+        self.assertGreater(min(mem), 0)
+        for page, (first, second) in enumerate(zip(ram, mem)):
+            self.assertIn(first - second, (0, 1), f'page {page}')
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+    def pages(self, vm, path, address):
+        """Return the first word of each of the 16 pages."""
+        self.addCleanup(path.unlink, missing_ok=True)
+        vm.cmd('pmemsave', val=address, size=0x10000, filename=str(path))
+        return [word for word, in struct.iter_unpack(
+            '<I4092x', path.read_bytes())]
+
     def check_threshold(self, accel):
         _, counts = self.run_payload(accel, 'threshold=100', reads=5000)
         self.assertEqual(counts['ondemand-map-maps'], 1)
@@ -263,6 +330,25 @@ class BareGuests(unittest.TestCase):
         self.need_kvm()
         self.check_forced('kvm')
 
+    def test_code_at_a_border_tcg(self):
+        self.check_border('tcg')
+
+    def test_code_at_a_border_kvm(self):
+        self.need_kvm()
+        self.check_border('kvm')
+
+    def window_device(self, name):
+        path = make_file(report_dir('guest', name), MIB)
+        self.addCleanup(path.unlink, missing_ok=True)
+        return f'ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,file={path}'
+
+    def test_writes_while_migrating_tcg(self):
+        self.check_writes('tcg')
+
+    def test_writes_while_migrating_kvm(self):
+        self.need_kvm()
+        self.check_writes('kvm')
+
     def test_threshold_tcg(self):
         self.check_threshold('tcg')
 
@@ -274,7 +360,7 @@ class BareGuests(unittest.TestCase):
         """The VM stops at a read that fails, and goes on when it need not."""
         name = f'bare-stop-{accel}'
         path = make_file(report_dir('guest', name), MIB)
-        self.addCleanup(path.unlink)
+        self.addCleanup(path.unlink, missing_ok=True)
         whole = path.read_bytes()
         image = build_image('ondemand', {'READS': 0, 'HAMMER': 3000})
         with BareGuest(name, image, accel=accel, devices=(
@@ -321,7 +407,7 @@ class BareGuests(unittest.TestCase):
         """It writes to what is cold, and does not count."""
         folder = report_dir('guest', 'bare-debugger')
         path = make_file(folder, MIB)
-        self.addCleanup(path.unlink)
+        self.addCleanup(path.unlink, missing_ok=True)
         socket_path = tempfile.mktemp(prefix='hotgdb-', dir='/tmp')
         self.addCleanup(lambda: Path(socket_path).unlink(missing_ok=True))
         image = build_image('ondemand', {'READS': 0, 'HAMMER': 0})

@@ -1211,8 +1211,11 @@ static void test_bad_input(void)
                    DEVICE("'policy': 'pol', 'memdev': 'good', 'file': 'x'"));
     expect_refusal(qts, "'file': Could not open '/nowhere'",
                    DEVICE("'policy': 'pol', 'file': '/nowhere'"));
-    expect_refusal(qts, "'file': '/dev/null' is empty, or has no size",
-                   DEVICE("'policy': 'pol', 'file': '/dev/null'"));
+    expect_refusal(qts, "'file': '/dev/null' is neither a regular file nor a "
+                   "block device", DEVICE("'policy': 'pol', 'file': "
+                                          "'/dev/null'"));
+    expect_refusal(qts, "'file': '/' is neither a regular file nor a block "
+                   "device", DEVICE("'policy': 'pol', 'file': '/'"));
     expect_refusal(qts, "The window's size is 20480 bytes, but must be a "
                    "multiple of the policy's 'granule', 65536",
                    DEVICE("'policy': 'large', 'memdev': 'odd'"));

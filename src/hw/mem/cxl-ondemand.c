@@ -627,6 +627,7 @@ static void stop(CXLType3Dev *ct3d)
     QLIST_REMOVE(od, next);
     ct3d->ondemand = NULL;
     ondemand_map_unregister(&od->map);
+    ondemand_map_release(&od->map);
     migrate_del_blocker(&od->blocker);
     g_array_free(od->ranges, true);
     g_array_free(od->wanted, true);

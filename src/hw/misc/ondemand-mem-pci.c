@@ -145,11 +145,17 @@ static bool check_properties(OndemandMemPci *s, Error **errp)
 
 static bool open_file(OndemandMemPci *s, Error **errp)
 {
+    struct stat st;
     int64_t length;
 
     s->fd = qemu_open(s->file, O_RDONLY, errp);
     if (s->fd < 0) {
         error_prepend(errp, "Property 'file': ");
+        return false;
+    }
+    if (fstat(s->fd, &st) || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode))) {
+        error_setg(errp, "Property 'file': '%s' is neither a regular file nor "
+                   "a block device", s->file);
         return false;
     }
     length = lseek(s->fd, 0, SEEK_END);

@@ -105,7 +105,7 @@ typedef struct OndemandChunk {
  * ondemand_map_register: make a region known
  * @map: the region, zeroed
  * @owner: the device; its QOM path is the region's name
- * @policy: the policy; a reference is held until ondemand_map_unregister()
+ * @policy: the policy; a reference is held until ondemand_map_release()
  * @ops: what the owner provides
  * @errp: set when it fails
  *
@@ -122,8 +122,18 @@ bool ondemand_map_register(OndemandMap *map, DeviceState *owner,
 /**
  * ondemand_map_unregister: forget a region
  * @map: the region; none of its chunks is mapped any more
+ *
+ * A thread without the BQL may still be in one of its accesses.
  */
 void ondemand_map_unregister(OndemandMap *map);
+
+/**
+ * ondemand_map_release: free what accesses to a region use
+ * @map: the region, unregistered, and accessed no more
+ *
+ * In any thread.
+ */
+void ondemand_map_release(OndemandMap *map);
 
 /**
  * ondemand_map_trap: count a trapped access

@@ -11,6 +11,10 @@
     .set WRITES, 0
     .endif
 
+    .ifndef CODE                    /* where the code is copied to */
+    .set CODE, 0x1ffa
+    .endif
+
     .include "entry.inc"
 
 main:
@@ -46,7 +50,7 @@ main:
 
 /* Copy the code there, over the border of two pages, and run it. */
     mov $code, %esi
-    mov $(MEMORY + 0x1ffa), %edi
+    mov $(MEMORY + CODE), %edi
     mov $(code_end - code), %ecx
 1:  mov (%esi), %al
     mov %al, (%edi)
@@ -54,14 +58,14 @@ main:
     inc %edi
     dec %ecx
     jnz 1b
-    mov $(MEMORY + 0x1ffa), %eax
+    mov $(MEMORY + CODE), %eax
     mov $1000, %ecx
     call *%eax
     say "ran"
 
 /* Change the code: what is run must change with it. */
-    movb $5, MEMORY + 0x1ffa + (changed - code)
-    mov $(MEMORY + 0x1ffa), %eax
+    movb $5, MEMORY + CODE + (changed - code)
+    mov $(MEMORY + CODE), %eax
     mov $1000, %ecx
     call *%eax
     say "changed"

@@ -22,6 +22,9 @@
 #include "system/ondemand-map.h"
 #include "linux/kvm.h"
 
+/* of an instruction, at most */
+#define INSN_BYTES 15
+
 /* How long a vCPU sleeps before it tries again; it holds no lock meanwhile */
 #define WAIT_US 1000
 
@@ -63,6 +66,22 @@ static int state_of_code(CPUState *cs, vaddr pc)
     return ondemand_map_force_state(mr, xlat, ONDEMAND_FORCE_FETCH);
 }
 
+/*
+ * Returns: the OndemandState of the page with the instruction's end, where that
+ * may be another one than that of its start, which is mapped; else mapped
+ */
+static int state_of_code_end(CPUState *cs, vaddr pc)
+{
+    vaddr end = pc + INSN_BYTES - 1;
+    int state = ONDEMAND_STATE_MAPPED;
+
+    if ((pc ^ end) & TARGET_PAGE_MASK) {
+        state = state_of_code(cs, end & TARGET_PAGE_MASK);
+    }
+    /* no such page, or a device's: the instruction will end before it */
+    return state == -1 ? ONDEMAND_STATE_MAPPED : state;
+}
+
 /* Returns: true if an instruction that failed in RAM should be tried again */
 static bool may_retry(vaddr pc)
 {
@@ -81,7 +100,8 @@ static bool inject_ud(CPUState *cs)
 {
     CPUX86State *env = &X86_CPU(cs)->env;
     bool user = (env->cr[0] & CR0_PE_MASK) &&
-                (env->segs[R_CS].selector & 3) == 3;
+                ((env->eflags & VM_MASK) ||
+                 (env->segs[R_CS].selector & 3) == 3);
 
     if (!user && !(env->hflags & HF_GUEST_MASK)) {
         return false;
@@ -96,6 +116,7 @@ bool ondemand_map_emulation_failed(CPUState *cs)
 {
     CPUX86State *env = &X86_CPU(cs)->env;
     bool go_on = true;
+    vaddr pc;
     int state;
 
     if (!started) {
@@ -103,10 +124,13 @@ bool ondemand_map_emulation_failed(CPUState *cs)
     }
     bql_lock();
     cpu_synchronize_state(cs);
-    state = state_of_code(cs, env->segs[R_CS].base + env->eip);
+    pc = env->segs[R_CS].base + env->eip;
+    state = state_of_code(cs, pc);
+    if (state == ONDEMAND_STATE_MAPPED) {
+        state = state_of_code_end(cs, pc);
+    }
     if (state != ONDEMAND_STATE_QUEUED &&
-        !(state == ONDEMAND_STATE_MAPPED &&
-          may_retry(env->segs[R_CS].base + env->eip))) {
+        !(state == ONDEMAND_STATE_MAPPED && may_retry(pc))) {
         go_on = inject_ud(cs);
     }
     bql_unlock();
