@@ -514,6 +514,32 @@ static void test_left(void)
     teardown(&f);
 }
 
+/* The same, of a peer that nobody has seen: it left in the same turn. */
+static void test_left_at_once(void)
+{
+    uint8_t data[3000];
+    Fixture f;
+
+    fill(data, sizeof(data), 4);
+    setup(&f, ",server=on,wait=off");
+    dial(&f);
+    while (zpipe_state(f.peer) != ZPIPE_CONNECTED) {
+        main_loop_wait(true);
+        zpipe_reap(f.peer);
+        g_assert_cmpint(zpipe_state(f.peer), !=, ZPIPE_IDLE);
+    }
+    g_assert_cmpint(f.opened, ==, 0);
+    g_assert_cmpint(zpipe_try_write(f.peer, data, sizeof(data)), ==,
+                    sizeof(data));
+    zpipe_flush(f.peer);
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    wait_for(&f, f.closed);
+    g_assert_cmpint(f.opened, ==, 1);
+    g_assert_cmpmem(f.received->data, f.received->len, data, sizeof(data));
+    teardown(&f);
+}
+
 /* A client that gives up in the handshake leaves a main loop that sleeps. */
 static void test_failed_handshake(void)
 {
@@ -992,6 +1018,7 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/resume", test_resume);
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
+    g_test_add_func("/zpipe/left-at-once", test_left_at_once);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/async", test_async);
     g_test_add_func("/zpipe/no-more-while-cancelled",
