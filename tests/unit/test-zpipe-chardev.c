@@ -337,6 +337,24 @@ static void test_second_client(void)
     teardown(&f);
 }
 
+/* A peer that was restarted is none, however much the old one has left. */
+static void test_restarted(void)
+{
+    Fixture f;
+
+    setup_connected(&f, ",server=on,wait=off");
+    for (int i = 0; i < 60; i++) {
+        g_assert_nonnull(zpipe_buffer_new(f.peer, 4096));
+    }
+    zpipe_free(f.peer);
+    dial(&f);
+    wait_for(&f, zpipe_state(f.peer) != ZPIPE_CONNECTING);
+    g_assert_cmpstr(zpipe_error(f.peer, NULL), ==, "");
+    wait_for(&f, f.opened == 2);
+    g_assert_cmpint(f.closed, ==, 1);
+    teardown(&f);
+}
+
 static void test_yank(void)
 {
     YankInstance instance = {
@@ -1014,6 +1032,7 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/watch", test_watch);
     g_test_add_func("/zpipe/client", test_client);
     g_test_add_func("/zpipe/second-client", test_second_client);
+    g_test_add_func("/zpipe/restarted", test_restarted);
     g_test_add_func("/zpipe/yank", test_yank);
     g_test_add_func("/zpipe/resume", test_resume);
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
