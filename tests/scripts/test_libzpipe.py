@@ -184,8 +184,8 @@ class Command(Installed):
         server = self.start('sh', '-c', 'exec "$0" listen -v -r "$1" '
                             '>"$2" <&- 2>&-', self.zpipe, self.path, output)
         self.listening(self.path)
-        subprocess.run(['sh', '-c', 'echo hello | exec "$0" connect -v -s "$1" '
-                        '>&- 2>&-', self.zpipe, self.path], check=True,
+        subprocess.run(['sh', '-c', 'echo hello | exec "$0" connect -v -s '
+                        '"$1" >&- 2>&-', self.zpipe, self.path], check=True,
                        timeout=60)
         self.assertEqual(server.wait(20), 0)
         self.assertEqual(output.read_bytes(), b'hello\n')
