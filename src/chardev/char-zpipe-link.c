@@ -97,6 +97,14 @@ static void retry_later(ZpipeChardev *s)
 
 static void give_up(ZpipeChardev *s);
 
+static uint64_t connects(const struct zpipe *zp)
+{
+    struct zpipe_stats stats;
+
+    zpipe_get_stats(zp, &stats);
+    return stats.connects;
+}
+
 static int attach(ZpipeChardev *s, int sock)
 {
     if (s->left_us) {
@@ -104,6 +112,7 @@ static int attach(ZpipeChardev *s, int sock)
     }
 
     QEMU_LOCK_GUARD(&s->lock);
+    s->connects = connects(s->zp);
     s->attached_us = now_us();
     s->ended = false;
     s->seen = ZPIPE_CONNECTING;
@@ -354,6 +363,13 @@ static void connected(ZpipeChardev *s)
     }
 }
 
+/* Between two looks: it may have left something, as one that was seen. */
+static bool came_and_went(ZpipeChardev *s)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+    return connects(s->zp) != s->connects;
+}
+
 bool zpipe_link_check(ZpipeChardev *s)
 {
     enum zpipe_state was = s->seen;
@@ -370,6 +386,9 @@ bool zpipe_link_check(ZpipeChardev *s)
     if (s->seen == ZPIPE_CONNECTED) {
         connected(s);
     } else if (was == ZPIPE_CONNECTED) {
+        lost(s);
+    } else if (s->seen == ZPIPE_IDLE && came_and_went(s)) {
+        connected(s);
         lost(s);
     } else if (s->seen == ZPIPE_IDLE) {
         not_connected(s);

@@ -131,7 +131,7 @@ class Command(Installed):
     """The zpipe command."""
 
     def listener(self, *options, **more):
-        """A listening command; its messages are kept where asked."""
+        """A listening command."""
         process = self.start(self.zpipe, 'listen', *options, self.path, **more)
         self.listening(self.path)
         return process
@@ -184,8 +184,8 @@ class Command(Installed):
         server = self.start('sh', '-c', 'exec "$0" listen -v -r "$1" '
                             '>"$2" <&- 2>&-', self.zpipe, self.path, output)
         self.listening(self.path)
-        subprocess.run(['sh', '-c', 'echo hello | exec "$0" connect -v -s "$1" '
-                        '>&- 2>&-', self.zpipe, self.path], check=True,
+        subprocess.run(['sh', '-c', 'echo hello | exec "$0" connect -v -s '
+                        '"$1" >&- 2>&-', self.zpipe, self.path], check=True,
                        timeout=60)
         self.assertEqual(server.wait(20), 0)
         self.assertEqual(output.read_bytes(), b'hello\n')
@@ -211,15 +211,13 @@ class Command(Installed):
 
     def signal_under_traffic(self, slow, number):
         server = self.listener('-r', '--view', stdout=slow)
-        state = Path(f'/proc/{server.pid}/stat')
         megabytes = self.tmp / 'megabytes'
         with open(megabytes, 'wb') as output:
             source = self.start(self.zpipe, 'bench', 'source', 'map',
                                 self.path, '1M', '1M', stdout=output,
                                 stderr=subprocess.DEVNULL)
         self.wait_until(megabytes.read_bytes, 'traffic')
-        server.send_signal(signal.SIGSTOP)
-        self.wait_until(lambda: ') T ' in state.read_text(), 'a stop')
+        self.stop(server)
         before = megabytes.read_bytes().count(b'\n')
         server.send_signal(number)
         server.send_signal(signal.SIGCONT)
@@ -365,6 +363,217 @@ class Command(Installed):
                          ['5', '3', '0'][:2])
         quiet = self.run_zpipe('connect', '-q', self.tmp / 'nothing')
         self.assertEqual((quiet.returncode, quiet.stderr), (1, ''))
+
+    def joined(self, listen, connect, **streams):
+        """Two that are connected: a byte has gone from each to the other."""
+        pipes = {'stdin': subprocess.PIPE, 'stderr': subprocess.PIPE}
+        server = self.listener(*listen, **pipes, **streams)
+        client = self.start(self.zpipe, 'connect', *connect, self.path,
+                            **pipes)
+        for one, other in (server, client), (client, server):
+            one.stdin.write(b'x')
+            one.stdin.flush()
+            self.assertEqual(other.stdout.read(1), b'x')
+        return server, client
+
+    def test_killed_when_idle(self):
+        for i in range(2):
+            with self.subTest(killed=('listen', 'connect')[i]):
+                sides = self.joined((), ())
+                sides[i].kill()
+                sides[i].wait()
+                left = sides[1 - i]
+                self.assertEqual(left.wait(60), 1)
+                said = left.stderr.read().decode().splitlines()
+                self.assertEqual(len(said), 1, said)
+                self.assertIn('the peer has gone', said[0])
+                self.path.unlink(missing_ok=True)
+
+    def test_killed_under_traffic(self):
+        """Whoever is killed, in whatever step: the other one ends."""
+        for mechanism in 'copy', 'direct', 'map':
+            for killed in 'source', 'sink':
+                with self.subTest(mechanism=mechanism, killed=killed):
+                    self.killed_under_traffic(mechanism, killed)
+
+    def killed_under_traffic(self, mechanism, killed):
+        with open('/dev/null', 'wb') as nothing:
+            sink = self.listener('-r', '--view', stdout=nothing,
+                                 stderr=subprocess.PIPE)
+        source = self.start(self.zpipe, 'bench', 'source', mechanism,
+                            self.path, '1M', '1M', stderr=subprocess.PIPE)
+        source.stdout.readline()
+        victim, left = ((source, sink) if killed == 'source' else
+                        (sink, source))
+        victim.kill()
+        victim.wait()
+        if left is source:
+            source.stdout.read()
+        self.assertEqual(left.wait(60), 1)
+        self.assertIn(b'the peer', left.stderr.read())
+        self.path.unlink(missing_ok=True)
+
+    def test_killed_clients_of_one_who_keeps(self):
+        """Killed in whatever state, they cost nothing but their data."""
+        server = self.listener('--keep', '-r', stderr=subprocess.DEVNULL)
+        for i in range(30):
+            client = self.start(self.zpipe, 'connect', '-s', self.path,
+                                stdin=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL)
+            time.sleep(i % 10 * 0.001)
+            client.kill()
+            client.wait()
+        # these leave by themselves, as soon as there is a connection
+        hurried = [self.start(self.zpipe, 'info', self.path,
+                              stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) for _ in range(30)]
+        for client in hurried:
+            client.wait(60)
+        # after all of them: some may wait to be accepted still
+        call(self.zpipe, 'connect', '-s', '--reconnect=10', '--timeout=60000',
+             self.path, stdin=subprocess.DEVNULL)
+        call(self.zpipe, 'info', self.path)
+        self.assertIsNone(server.poll())
+        descriptors = os.listdir(f'/proc/{server.pid}/fd')
+        # stdin, stdout, stderr, the listener and a handle's
+        self.assertLess(len(descriptors), 40)
+
+    def test_full(self):
+        """A peer that is stopped: bounded memory, and a signal ends it."""
+        big = self.tmp / 'big'
+        with open(big, 'wb') as data:
+            data.truncate(256 << 20)
+        server = self.listener('-r', stderr=subprocess.DEVNULL)
+        with open(big, 'rb') as data:
+            client = self.start(self.zpipe, 'connect', '-s', self.path,
+                                stdin=data)
+        self.assertTrue(server.stdout.read(1))
+        server.send_signal(signal.SIGSTOP)
+        taken = Path(f'/proc/{client.pid}/fdinfo/0')
+
+        def position():
+            return int(taken.read_text(encoding='ascii').split()[1])
+
+        def stands():
+            before = position()
+            time.sleep(0.2)
+            return position() == before
+
+        self.wait_until(stands, 'a sender that waits')
+        # the reader has a buffer in its hands, and some that are full
+        self.assertLess(position(), 16 << 20)
+        client.terminate()
+        self.assertEqual(client.wait(60), -signal.SIGTERM)
+        server.send_signal(signal.SIGCONT)
+        server.stdout.read()
+        self.assertEqual(server.wait(60), 1)
+
+    def test_second_client(self):
+        server, client = self.joined((), ())
+        second = self.run_zpipe('connect', self.path)
+        self.assertEqual(second.returncode, 1)
+        self.assertIn('the peer says: another client is connected',
+                      second.stderr)
+        for side in server, client:
+            side.stdin.close()
+        for side in server, client:
+            self.assertEqual(side.wait(60), 0)
+            self.assertEqual(side.stdout.read() + side.stderr.read(), b'')
+
+    def stop(self, process):
+        state = Path(f'/proc/{process.pid}/stat')
+        process.send_signal(signal.SIGSTOP)
+        self.wait_until(lambda: ') T ' in state.read_text(), 'a stop')
+
+    def test_client_after_client(self):
+        """The next one is not sent away since the last one has just left."""
+        server = self.listener('--keep', '-r', stderr=subprocess.DEVNULL)
+        client = self.start(self.zpipe, 'connect', self.path,
+                            stdin=subprocess.PIPE)
+        client.stdin.write(b'first')
+        client.stdin.flush()
+        self.assertEqual(server.stdout.read(5), b'first')
+        # both pieces of news are there at once
+        self.stop(server)
+        client.kill()
+        client.wait()
+        following = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.addCleanup(following.close)
+        following.settimeout(60)
+        following.connect(str(self.path))
+        following.shutdown(socket.SHUT_WR)
+        server.send_signal(signal.SIGCONT)
+        # accepted, and gone; one that is sent away has a message to read
+        self.assertEqual(following.recv(4096), b'')
+        call(self.zpipe, 'connect', '-s', self.path, stdin=subprocess.DEVNULL)
+
+    def test_many_clients_at_once(self):
+        """One is taken; the others hear why not, and none hangs."""
+        server = self.listener('-r')
+        clients = [self.start(self.zpipe, 'connect', '-s', self.path,
+                              stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+                   for _ in range(8)]
+        said = [client.communicate(b'%d' % i, timeout=60)[1]
+                for i, client in enumerate(clients)]
+        took = [i for i, client in enumerate(clients) if not client.returncode]
+        self.assertEqual(server.wait(60), 0)
+        self.assertEqual(len(took), 1)
+        self.assertEqual(server.stdout.read(), b'%d' % took[0])
+        for i, client in enumerate(clients):
+            self.assertEqual(bool(said[i]), bool(client.returncode), said[i])
+
+    def test_paths(self):
+        """Too long, another kind of file, a socket that was left."""
+        lengthy = self.tmp / ('x' * 108)
+        plain = self.tmp / 'plain'
+        plain.write_bytes(b'keep')
+        for verb, path, text in (
+                ('listen', lengthy, '1 to 107 bytes'),
+                ('connect', lengthy, '1 to 107 bytes'),
+                ('info', lengthy, '1 to 107 bytes'),
+                ('listen', plain, 'or it is no socket'),
+                ('connect', plain, 'nobody listens'),
+                ('connect', self.tmp / 'none', 'start the side that listens'),
+                ('listen', self.tmp / 'no' / 'x', 'No such file')):
+            with self.subTest(verb=verb, path=path.name):
+                done = self.run_zpipe(verb, path)
+                self.assertIn(done.returncode, (1, 2))
+                self.assertIn(text, done.stderr)
+        self.assertEqual(plain.read_bytes(), b'keep')
+        old = self.listener('-r')
+        old.kill()
+        old.wait()
+        done = self.run_zpipe('connect', self.path)
+        self.assertIn('left-over', done.stderr)
+        # it is replaced; one where somebody listens is not
+        server = self.start(self.zpipe, 'listen', '-r', self.path)
+        self.listening(self.path)
+        done = self.run_zpipe('listen', self.path)
+        self.assertIn('somebody listens there', done.stderr)
+        call(self.zpipe, 'connect', '-s', self.path, stdin=subprocess.DEVNULL)
+        self.assertEqual(server.wait(60), 0)
+
+    def test_permissions(self):
+        if os.geteuid() or not shutil.which('setpriv'):
+            self.skipTest('becoming another user needs root and setpriv')
+        self.listener('-r')
+        os.chmod(self.path, 0o600)
+        for folder, words in ((0o755, ('connect', self.path)),
+                              (0o755, ('listen', self.tmp / 'other')),
+                              (0o700, ('connect', self.path))):
+            os.chmod(self.tmp, folder)
+            for parent in self.zpipe.parents:
+                if parent == Path('/tmp'):
+                    break
+                os.chmod(parent, 0o755)
+            with self.subTest(words, folder=oct(folder)):
+                done = subprocess.run(
+                    ['setpriv', '--reuid=65534', '--regid=65534',
+                     '--clear-groups', *map(str, (self.zpipe, *words))],
+                    stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                    text=True, timeout=60, check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn('see the permissions', done.stderr)
 
     def test_manual(self):
         """The page has every option that the command has."""

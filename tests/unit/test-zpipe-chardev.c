@@ -337,6 +337,24 @@ static void test_second_client(void)
     teardown(&f);
 }
 
+/* A peer that was restarted is none, however much the old one has left. */
+static void test_restarted(void)
+{
+    Fixture f;
+
+    setup_connected(&f, ",server=on,wait=off");
+    for (int i = 0; i < 60; i++) {
+        g_assert_nonnull(zpipe_buffer_new(f.peer, 4096));
+    }
+    zpipe_free(f.peer);
+    dial(&f);
+    wait_for(&f, zpipe_state(f.peer) != ZPIPE_CONNECTING);
+    g_assert_cmpstr(zpipe_error(f.peer, NULL), ==, "");
+    wait_for(&f, f.opened == 2);
+    g_assert_cmpint(f.closed, ==, 1);
+    teardown(&f);
+}
+
 static void test_yank(void)
 {
     YankInstance instance = {
@@ -511,6 +529,32 @@ static void test_left(void)
     zpipe_flush(f.peer);
     wait_for(&f, f.received->len == sizeof(data) + 1);
     g_assert_cmpint(f.received->data[sizeof(data)], ==, 'z');
+    teardown(&f);
+}
+
+/* The same, of a peer that nobody has seen: it left in the same turn. */
+static void test_left_at_once(void)
+{
+    uint8_t data[3000];
+    Fixture f;
+
+    fill(data, sizeof(data), 4);
+    setup(&f, ",server=on,wait=off");
+    dial(&f);
+    while (zpipe_state(f.peer) != ZPIPE_CONNECTED) {
+        main_loop_wait(true);
+        zpipe_reap(f.peer);
+        g_assert_cmpint(zpipe_state(f.peer), !=, ZPIPE_IDLE);
+    }
+    g_assert_cmpint(f.opened, ==, 0);
+    g_assert_cmpint(zpipe_try_write(f.peer, data, sizeof(data)), ==,
+                    sizeof(data));
+    zpipe_flush(f.peer);
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    wait_for(&f, f.closed);
+    g_assert_cmpint(f.opened, ==, 1);
+    g_assert_cmpmem(f.received->data, f.received->len, data, sizeof(data));
     teardown(&f);
 }
 
@@ -988,10 +1032,12 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/watch", test_watch);
     g_test_add_func("/zpipe/client", test_client);
     g_test_add_func("/zpipe/second-client", test_second_client);
+    g_test_add_func("/zpipe/restarted", test_restarted);
     g_test_add_func("/zpipe/yank", test_yank);
     g_test_add_func("/zpipe/resume", test_resume);
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
+    g_test_add_func("/zpipe/left-at-once", test_left_at_once);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/async", test_async);
     g_test_add_func("/zpipe/no-more-while-cancelled",

@@ -99,6 +99,19 @@ static int submit(struct peer *p, struct zpipe *zp, struct zpipe_req *req,
            p->view ? zpipe_read_view(zp, req) : zpipe_read(zp, req);
 }
 
+/* The same in the place of one that was taken; false after saying why not. */
+static bool submit_again(struct peer *p, struct zpipe *zp,
+                         struct zpipe_req *req, const struct iovec *iov)
+{
+    int ret = submit(p, zp, req, iov);
+
+    if (ret) {
+        cmd_say("bench: %s: %s", p->path, *zpipe_error(zp, NULL) ?
+                zpipe_error(zp, NULL) : strerror(-ret));
+    }
+    return !ret;
+}
+
 static bool take(struct peer *p, struct zpipe *zp, struct zpipe_req *req)
 {
     ssize_t got = req->result;
@@ -146,7 +159,7 @@ static int zpipe_peer(struct peer *p)
     while (more) {
         while (more && (req = zpipe_reap(zp))) {
             more = take(p, zp, req) &&
-                   submit(p, zp, req, &iov[req - reqs]) == 0;
+                   submit_again(p, zp, req, &iov[req - reqs]);
         }
         if (more) {
             zpipe_wait(zp, -1);

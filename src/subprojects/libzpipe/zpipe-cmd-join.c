@@ -24,6 +24,8 @@
 #include "zpipe-cmd.h"
 
 enum { BUFFERS = 8, BUFFER_BYTES = 256 << 10 };
+/* The library takes some messages in a turn; a peer may have left many. */
+enum { LOOKS = 32 };
 
 struct buffer {
     struct zpipe_req req;
@@ -56,6 +58,7 @@ struct join {
     bool failed;                /* an error was said */
     bool end_seen;              /* of the peer's stream */
     bool out_closed;            /* nobody reads our output */
+    unsigned others;            /* looks since somebody else has come */
     uint64_t sent, received;
     uint64_t connects;          /* at the last look */
 };
@@ -340,13 +343,34 @@ static bool finished(struct join *j)
     return all_written && (all_sent || j->opt->receive_only || j->failed);
 }
 
+/*
+ * Somebody else who comes while the connection is up is sent away; but not
+ * before all the news of the peer has been seen: it may have left, and this is
+ * the next one, or the same again.  One that has news without end does not keep
+ * others waiting for ever.
+ */
+static void refuse_others(struct join *j, struct cmd_link *link)
+{
+    struct pollfd pfd = { .fd = zpipe_fd(j->zp), .events = POLLIN };
+    bool up = zpipe_state(j->zp) != ZPIPE_IDLE;
+
+    if (!j->others || (up && j->others++ < LOOKS && poll(&pfd, 1, 0) > 0)) {
+        return;
+    }
+    if (up) {
+        cmd_link_refuse(link);
+    }
+    j->others = 0;
+}
+
 static void wait_for_work(struct join *j, struct cmd_link *link)
 {
+    bool up = zpipe_state(j->zp) != ZPIPE_IDLE;
     struct pollfd fds[] = {
         { .fd = zpipe_fd(j->zp), .events = POLLIN },
         { .fd = input_wanted(j) ? STDIN_FILENO : -1, .events = POLLIN },
         { .fd = output_wanted(j) ? j->out_fd : -1, .events = POLLOUT },
-        { .fd = link->listener, .events = POLLIN },
+        { .fd = up ? link->listener : -1, .events = POLLIN },
     };
 
     zpipe_flush(j->zp);
@@ -359,8 +383,8 @@ static void wait_for_work(struct join *j, struct cmd_link *link)
     if (fds[2].revents) {
         write_output(j);
     }
-    if (fds[3].revents) {
-        cmd_link_refuse(link);
+    if (fds[3].revents && !j->others) {
+        j->others = 1;
     }
 }
 
@@ -435,6 +459,7 @@ static void pump(struct join *j, struct cmd_link *link)
         if (finished(j)) {
             return;
         }
+        refuse_others(j, link);
         if (zpipe_state(j->zp) == ZPIPE_IDLE && drained(j) &&
             !back_again(j, link)) {
             peer_left(j);
@@ -442,6 +467,9 @@ static void pump(struct join *j, struct cmd_link *link)
             return;
         }
         post_reads(j);
+        if (zpipe_state(j->zp) == ZPIPE_IDLE && drained(j)) {
+            continue;           /* it had ended before there was a read */
+        }
         wait_for_work(j, link);
     }
 }
@@ -452,6 +480,7 @@ static bool serve(struct join *j, struct cmd_link *link)
     bool ready;
 
     j->failed = j->end_seen = false;
+    j->others = 0;
     j->sent = j->received = j->connects = 0;
     memset(&j->in, 0, sizeof(j->in));
     memset(&j->out, 0, sizeof(j->out));

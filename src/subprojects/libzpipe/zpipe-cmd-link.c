@@ -32,6 +32,10 @@ static const char *advice(int error)
     case EADDRINUSE:
         return "; somebody listens there already, or it is no socket: take "
                "another path";
+    case EAGAIN:
+        return "; others wait there already: try again, or use --reconnect=MS";
+    case EBUSY:
+        return "; the directory is locked by another program";
     case EACCES:
         return "; the socket or a directory before it is not ours: see the "
                "permissions";

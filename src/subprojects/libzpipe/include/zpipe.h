@@ -365,8 +365,8 @@ ZPIPE_API void zpipe_refuse(int sock, const char *why);
  * that knows the session goes on where it was, nothing is lost or doubled;
  * for another peer the stream goes on with the first byte that was not taken.
  *
- * Returns: 0, or a negative errno value: EISCONN, EPROTOTYPE (a socket of another
- * kind), ECONNRESET or ECONNREFUSED (the peer has gone already) ...
+ * Returns: 0, or a negative errno value: EISCONN, EPROTOTYPE (a socket of
+ * another kind), ECONNRESET or ECONNREFUSED (the peer has gone already) ...
  */
 ZPIPE_API int zpipe_attach(struct zpipe *zp, int sock, bool server);
 
