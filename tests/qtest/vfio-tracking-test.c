@@ -953,6 +953,94 @@ static void test_late_cancel(void)
     pair_stop(&p);
 }
 
+/* What has arrived of a migration that was tried again is the same. */
+static void complete_and_compare(Pair *p)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                p->base, stream);
+    TrackedVM dst;
+
+    complete(p);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+}
+
+static bool is_master(TrackedVM *vm)
+{
+    return qpci_config_readw(vm->dev, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
+static void set_running(Pair *p, bool running)
+{
+    if (running) {
+        qtest_qmp_assert_success(p->vm.qts, "{ 'execute': 'cont' }");
+    } else {
+        qtest_qmp_assert_success(p->vm.qts, "{ 'execute': 'stop' }");
+    }
+}
+
+static void assert_run_state(Pair *p, const char *wanted)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(p->vm.qts,
+                                              "{ 'execute': 'query-status' }");
+
+    g_assert_cmpstr(qdict_get_str(rsp, "status"), ==, wanted);
+    qobject_unref(rsp);
+}
+
+/*
+ * Cancelled, and the guest does not let go, as it does not want to, or cannot:
+ * it ends with the guest's time, and the device has never been away.
+ */
+static void test_late_cancel_timeout(gconstpointer opaque)
+{
+    bool stopped = opaque;
+    Pair p;
+
+    pair_start(&p, 5000);
+    wait_request(&p);
+    driver_traffic(&p.driver, 2);
+    if (stopped) {
+        set_running(&p, false);
+    }
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelling");
+    tracked_vm_wait(&p.vm, "cancelled");
+    qobject_unref(tracking_info_ended(&p.vm));
+    assert_run_state(&p, stopped ? "paused" : "running");
+    if (stopped) {
+        set_running(&p, true);
+    }
+    g_assert_true(is_master(&p.vm));
+    assert_plugged(&p);
+    /* and it can be asked again */
+    complete_and_compare(&p);
+    pair_stop(&p);
+}
+
+/* Cancelled while the VM is paused; the guest lets go when it runs again. */
+static void test_late_cancel_stopped(void)
+{
+    Pair p;
+
+    pair_start(&p, 120000);
+    wait_request(&p);
+    driver_traffic(&p.driver, 2);
+    set_running(&p, false);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelling");
+    set_running(&p, true);
+    tracked_vm_wait(&p.vm, "cancelling");
+    eject(&p);
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_run_state(&p, "running");
+    assert_replugged(&p);
+    complete_and_compare(&p);
+    pair_stop(&p);
+}
+
 /* Cancelled when the guest has let go: it gets the device back. */
 static void test_late_cancel_ejected(void)
 {
@@ -1008,6 +1096,12 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
+    qtest_add_data_func("/vfio-tracking/late/cancel-timeout", NULL,
+                        test_late_cancel_timeout);
+    qtest_add_data_func("/vfio-tracking/late/cancel-timeout-stopped", "",
+                        test_late_cancel_timeout);
+    qtest_add_func("/vfio-tracking/late/cancel-stopped",
+                   test_late_cancel_stopped);
     qtest_add_func("/vfio-tracking/late/cancel-ejected",
                    test_late_cancel_ejected);
     qtest_add_func("/vfio-tracking/late/abort", test_late_abort);

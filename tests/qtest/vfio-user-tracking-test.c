@@ -622,6 +622,52 @@ static void test_server_dies(void)
     g_free(p.stream);
 }
 
+/* What the server is not told of any more. */
+typedef struct RegionDeath {
+    bool before;        /* the region is there before the server's death */
+    bool switchover;    /* when nobody asks before the end; else at any time */
+} RegionDeath;
+
+/*
+ * The server dies, and memory comes or goes before anyone knows: the migration
+ * fails, and the guest goes on without its device.
+ */
+static void test_server_dies_region(gconstpointer opaque)
+{
+    const RegionDeath *c = opaque;
+    g_autofree char *why = NULL;
+    QDict *rsp;
+    Pair p;
+
+    pair_start(&p, "track");
+    set_pam(&p.src, c->before ? 0x33 : 0);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_wait_first_pass(&p.src);
+    if (c->switchover) {
+        tracked_vm_wait_switchover(&p.src);
+    }
+    kill(p.src_server.pid, SIGKILL);
+    set_pam(&p.src, c->before ? 0 : 0x33);
+    why = tracked_vm_push_to_failure(&p.src);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "cannot say what the device has written"));
+
+    /* the other way round, with no migration and no server */
+    set_pam(&p.src, c->before ? 0x33 : 0);
+    set_pam(&p.src, 0x33);
+    qtest_writeb(p.src.qts, 0xd0000, 0x44);
+    g_assert_cmphex(qtest_readb(p.src.qts, 0xd0000), ==, 0x44);
+    rsp = qtest_qmp_assert_success_ref(p.src.qts,
+                                       "{ 'execute': 'query-status' }");
+    g_assert_true(qdict_get_bool(rsp, "running"));
+    qobject_unref(rsp);
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+}
+
 /* The same at any time: it fails, and the VM can be asked and ended. */
 static void test_server_dies_anywhere(void)
 {
@@ -889,6 +935,9 @@ static void test_unmask(void)
 
 int main(int argc, char **argv)
 {
+    static const RegionDeath goes = { true, false }, comes = { false, false };
+    static const RegionDeath goes_late = { true, true };
+    static const RegionDeath comes_late = { false, true };
     int ret;
 
     g_test_init(&argc, &argv, NULL);
@@ -918,6 +967,14 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-user-tracking/region-removed", test_region_removed);
     qtest_add_func("/vfio-user-tracking/no-tracker", test_no_tracker);
     qtest_add_func("/vfio-user-tracking/server-dies", test_server_dies);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-goes",
+                        &goes, test_server_dies_region);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-comes",
+                        &comes, test_server_dies_region);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-goes-late",
+                        &goes_late, test_server_dies_region);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-comes-late",
+                        &comes_late, test_server_dies_region);
     qtest_add_func("/vfio-user-tracking/server-dies-anywhere",
                    test_server_dies_anywhere);
     qtest_add_data_func("/vfio-user-tracking/logged", "log", test_logged);
