@@ -282,6 +282,7 @@ static void test_walker(gconstpointer mode)
                                             dev, (char *)mode);
     g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
                                                 args, stream);
+    g_autofree char *hmp = NULL;
     TrackedVM src, dst;
     Driver driver;
     QDict *info, *round;
@@ -311,6 +312,9 @@ static void test_walker(gconstpointer mode)
     g_assert_true(qdict_get_bool(info, "active"));
     g_assert_cmpint(qdict_get_int(info, "armed"), ==, RING);
     qobject_unref(info);
+    hmp = qtest_hmp(src.qts, "info write-tracking");
+    g_assert_nonnull(strstr(hmp, "source walker, active, armed 64"));
+    g_assert_nonnull(strstr(hmp, "last round: marked pages "));
     tracked_vm_finish(&src);
 
     info = tracking_info_ended(&src);
