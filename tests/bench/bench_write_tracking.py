@@ -3,6 +3,7 @@
 exact it is, what its traps cost, and for how long a guest is without its fast
 card when it is unplugged early and late."""
 import calendar
+import contextlib
 import re
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from report import spread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / 'tests' / 'lab'))
-from lab import GuestFailure, Lab           # noqa: E402
+from lab import (GuestFailure, Lab, LabError, LabHung,     # noqa: E402
+                 console_tail)
 from traffic import TRAFFIC                 # noqa: E402
 
 PROGRAM = ROOT / 'build' / 'out' / 'tests' / 'unit' / 'test-write-walk'
@@ -26,6 +28,7 @@ LAB_PAIRS = 3
 BIG_MIB = 1024                  # the guest of the gap
 BALLAST = 7                     # pieces of 64 MiB
 BANDWIDTH = 12 << 20
+LIMIT_S = 400                   # to boot and fill memory, to migrate, to end
 SYNCS = 8                       # of the precision, its first and last included
 
 # The guest receives all the time, and says when it is without its card.
@@ -37,9 +40,13 @@ up igbvf 2 || exit 1
 '''
 WATCH = '''
 ( while [ -n "$(card igbvf)" ]; do usleep 50000; done
-  result gone $(cut -d' ' -f1 /proc/uptime)
+  gone=$(cut -d' ' -f1 /proc/uptime)
   while [ -z "$(card igbvf)" ]; do usleep 50000; done
-  result back $(cut -d' ' -f1 /proc/uptime) ) &
+  back=$(cut -d' ' -f1 /proc/uptime)
+  # told at the destination: a line that is under way at the switchover is
+  # half here, half there
+  result gone $gone
+  result back $back ) &
 watcher=$!
 '''
 FILL = f'''
@@ -109,6 +116,51 @@ def rings(say):
 
 # ------------------------------------------------------------------------ lab
 
+def last_words(guest):
+    """Return what a guest, its card and its QEMU said last."""
+    try:
+        said = guest.lab.attempt(f'tail -n 20 {guest.qemu_log}', 10)[1]
+        alive = guest.alive()
+    except LabHung as hung:
+        said, alive = f'(the emulated host: {hung})', 'unknown'
+    return (f'  {guest.name}: its QEMU is alive: {alive}; results '
+            f'{guest.results}, at {guest.parked}\n'
+            f'  last lines of its console:\n{console_tail(guest.console)}\n'
+            f'  its QEMU said:\n{said}')
+
+
+@contextlib.contextmanager
+def reported(*guests):
+    """Add to an error what each of the guests said last."""
+    try:
+        yield
+    except (GuestFailure, BenchError) as err:
+        words = '\n'.join(map(last_words, guests))
+        raise GuestFailure(f'{err}\n{words}') from None
+
+
+def twice(lab, name, say, measurement):
+    """Return measurement(NAME); once more if a guest or the host is lost.
+
+    docs/lab.rst: both happen now and then.  What was said is printed and kept.
+    """
+    for number in range(2):
+        try:
+            return measurement(name + 'again' * number)
+        except GuestFailure as err:
+            why = f'a guest was lost: {err}'
+        except LabHung as hung:
+            why = (f'the emulated host hung: {hung}\n'
+                   + console_tail(lab.folder / 'console.log'))
+            lab.note_retry(str(hung))
+            lab.__enter__()
+            serve(lab)
+        kept = lab.folder / f'lost-{name}-{number}.log'
+        kept.write_text(f'{why}\n')
+        say(f'{name}: {why}\n  kept in {kept}')
+    raise BenchError(f'{name}: failed twice, see above')
+
+
 def wait_completed(guest):
     while True:
         state = guest.vm.cmd('query-migrate')
@@ -146,33 +198,32 @@ def serve(lab):
             'httpd -p 10.2.0.1:8002 -h /tmp/srv')
 
 
-def gap(lab, unplug, number):
-    """Return the seconds that a guest is without its card."""
+def gap(lab, unplug, name):
+    """Return the seconds that a guest is without its card, and all of them."""
     first, second = vf_address(lab, 0), vf_address(lab, 1)
 
     def card(address):
         return (f'vfio-pci,host={address},romfile=,id=fast,bus=rp2,'
                 'failover_pair_id=net1,write-tracking=igb')
     script = FAST + FILL + WATCH + 'park ready\nwait $watcher\n'
-    options = {'args': ARGS, 'mem': f'{BIG_MIB}M', 'timeout': 400}
-    with lab.guest(f'{unplug}{number}s', script,
+    options = {'args': ARGS, 'mem': f'{BIG_MIB}M', 'timeout': LIMIT_S}
+    with lab.guest(f'{name}s', script,
                    devices=[*PORTS, standby(unplug), card(first)],
                    **options) as source:
         source.wait_parked('ready')
         source.resume()
-        with lab.guest(f'{unplug}{number}t', None, devices=[
+        with lab.guest(f'{name}t', None, devices=[
                 *PORTS, standby(unplug), card(second)], **{
                     **options, 'args': [*ARGS, '-incoming', 'unix:/tmp/wt']
-                }) as target:
+                }) as target, reported(source, target):
+            source.limit(LIMIT_S)
             source.vm.cmd('migrate-set-parameters', **{
                 'max-bandwidth': BANDWIDTH, 'downtime-limit': 1000})
             source.vm.cmd('migrate', uri='unix:/tmp/wt')
             state = wait_completed(source)
-            if unplug == 'early':
-                gone = source.wait_result('gone')
+            target.limit(LIMIT_S)
             back = target.wait_result('back')
-            if unplug == 'late':
-                gone = target.results.get('gone') or source.wait_result('gone')
+            gone = target.wait_result('gone')
     # the guest's clock stands while it is stopped
     return (float(back) - float(gone) + state['downtime'] / 1000,
             state['total-time'] / 1000)
@@ -185,15 +236,9 @@ def gaps(say):
         serve(lab)
         for number in range(LAB_PAIRS):
             for unplug in times:
-                try:
-                    seconds, whole = gap(lab, unplug, number)
-                except GuestFailure as err:
-                    # docs/lab.rst: now and then a guest is lost there
-                    kept = lab.folder / f'lost-{unplug}{number}.log'
-                    kept.write_text(f'{err}\n')
-                    say(f'once more, because a guest was lost: '
-                        f'{str(err).splitlines()[0]}; its report: {kept}')
-                    seconds, whole = gap(lab, unplug, f'{number}again')
+                seconds, whole = twice(
+                    lab, f'{unplug}{number}', say,
+                    lambda name, unplug=unplug: gap(lab, unplug, name))
                 say(f'{unplug} {number + 1} of {LAB_PAIRS}: without the card '
                     f'for {seconds:.1f} s of {whole:.1f} s')
                 times[unplug].append(seconds)
@@ -257,41 +302,45 @@ def wait_syncs(guest):
         guest.check_time('syncs')
 
 
+def observe(lab, name):
+    """Receive while a migration runs; return (traps/s, syncs, clock offset)."""
+    card = (f'vfio-pci,host={vf_address(lab, 0)},romfile=,id=fast,bus=rp2,'
+            'failover_pair_id=net1,write-tracking=igb')
+    with lab.guest(name, FAST + 'park ready\nsleep 900\n', timeout=600,
+                   devices=[*PORTS, standby('late'), card], args=ARGS,
+                   log='write_track_sync,write_track_start') as guest:
+        guest.wait_parked('ready')
+        guest.resume()
+        offset = clock_offset(lab)
+        guest.vm.cmd('migrate-set-parameters', **{
+            'max-bandwidth': 6 << 20, 'downtime-limit': 1})
+        start = time.monotonic()
+        guest.vm.cmd('migrate', uri='exec:cat >/dev/null')
+        info = wait_syncs(guest)
+        rate = info['traps'] / (time.monotonic() - start)
+        guest.vm.cmd('migrate_cancel')
+        lines = guest.trace('write_track_sync')
+    return rate, [(stamp(line), int(re.search(r'pages (\d+)', line)[1]))
+                  for line in lines], offset
+
+
 def precision(say):
-    """Receive while a migration runs; marked against written pages."""
+    """Marked against written pages."""
     runs, rates = [], []
     with Lab('bench-precision', say=say, extra=[
             '-trace', 'igb_rx_desc_buff_write',
             '-msg', 'timestamp=on']) as lab:
         serve(lab)
         for number in range(LAB_PAIRS):
-            address = vf_address(lab, 0)
-            card = (f'vfio-pci,host={address},romfile=,id=fast,bus=rp2,'
-                    'failover_pair_id=net1,write-tracking=igb')
-            with lab.guest(f'precise{number}',
-                           FAST + 'park ready\nsleep 900\n', timeout=600,
-                           devices=[
-                               *PORTS, standby('late'), card], args=ARGS,
-                           log='write_track_sync,write_track_start') as guest:
-                guest.wait_parked('ready')
-                guest.resume()
-                offset = clock_offset(lab)
-                guest.vm.cmd('migrate-set-parameters', **{
-                    'max-bandwidth': 6 << 20, 'downtime-limit': 1})
-                start = time.monotonic()
-                guest.vm.cmd('migrate', uri='exec:cat >/dev/null')
-                info = wait_syncs(guest)
-                rates.append(info['traps'] / (time.monotonic() - start))
-                guest.vm.cmd('migrate_cancel')
-                lines = guest.trace('write_track_sync')
-                syncs = [(stamp(line), int(re.search(r'pages (\d+)', line)[1]))
-                         for line in lines]
+            rate, syncs, offset = twice(lab, f'precise{number}', say,
+                                        lambda name: observe(lab, name))
+            rates.append(rate)
             marked, written = compare(syncs, true_pages(lab, 256 << 20),
                                       offset)
             if not written:
                 raise BenchError('the card wrote nothing between the syncs')
             say(f'{len(syncs)} syncs, marked {marked} pages, '
-                f'written {written}, {rates[-1]:.0f} traps/s')
+                f'written {written}, {rate:.0f} traps/s')
             runs.append(marked / written)
     return [{
         'title': 'pages marked for each page written',
@@ -312,8 +361,12 @@ def precision(say):
 
 
 def run(say):
+    try:
+        tables = [*rings(say), *precision(say), *gaps(say)]
+    except LabError as err:
+        raise BenchError(str(err)) from None
     return {
         'name': 'write_tracking',
         'title': 'Write tracking of assigned devices',
-        'tables': [*rings(say), *precision(say), *gaps(say)],
+        'tables': tables,
     }

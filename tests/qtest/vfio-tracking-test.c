@@ -282,6 +282,7 @@ static void test_walker(gconstpointer mode)
                                             dev, (char *)mode);
     g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
                                                 args, stream);
+    g_autofree char *hmp = NULL;
     TrackedVM src, dst;
     Driver driver;
     QDict *info, *round;
@@ -311,6 +312,9 @@ static void test_walker(gconstpointer mode)
     g_assert_true(qdict_get_bool(info, "active"));
     g_assert_cmpint(qdict_get_int(info, "armed"), ==, RING);
     qobject_unref(info);
+    hmp = qtest_hmp(src.qts, "info write-tracking");
+    g_assert_nonnull(strstr(hmp, "source walker, active, armed 64"));
+    g_assert_nonnull(strstr(hmp, "last round: marked pages "));
     tracked_vm_finish(&src);
 
     info = tracking_info_ended(&src);
@@ -392,6 +396,52 @@ static void test_walker_region(void)
     tracked_vm_wait(&dst, "completed");
     set_pam(&dst, 0x33);
     g_assert_cmphex(qtest_readb(dst.qts, 0xd0000), ==, 0x42);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&src);
+    real_vfio();
+}
+
+/*
+ * All memory was marked, and is not marked again before the next sync; then
+ * there is more of it, and the walker loses its way once more.
+ */
+static void test_walker_region_all(void)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=igb",
+                                            dev);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                args, stream);
+    TrackedVM src, dst;
+    Driver driver;
+    QDict *info;
+
+    fake_vfio("");
+    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
+    set_pam(&src, 0);
+    tracked_vm_fill(&src);
+    driver_start(&driver, &src);
+    tracked_vm_migrate(&src, stream);
+    tracked_vm_wait_first_pass(&src);
+    tracked_vm_wait_switchover(&src);
+    /* no sync from here to the end; the tail is outside of the ring */
+    write_reg(&src, TESTDEV_RDT, RING);
+    set_pam(&src, 0x33);
+    driver_start_at(&driver, &src, 0xd0000);
+    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_RECEIVE, 0, 1, 0x42),
+                    ==, 0);
+    g_assert_cmphex(qtest_readb(src.qts, 0xd0000), ==, 0x42);
+    /* the write-back has destroyed the buffer's address */
+    write_reg(&src, TESTDEV_RDT, RING);
+    tracked_vm_finish(&src);
+    info = tracking_info(&src);
+    g_assert_cmpint(qdict_get_int(info, "marked-all"), >=, 2);
+    qobject_unref(info);
+
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmphex(qtest_readb(dst.qts, 0xd0000), ==, 0x42);
+    g_assert_cmpint(tracked_vm_differences(&src, &dst, dir), ==, 0);
     tracked_vm_stop(&dst);
     tracked_vm_stop(&src);
     real_vfio();
@@ -745,7 +795,7 @@ static gpointer sink_run(gpointer opaque)
     Sink *sink = opaque;
     char buf[65536];
 
-    sink->conn = accept(sink->listener, NULL, NULL);
+    qatomic_set(&sink->conn, accept(sink->listener, NULL, NULL));
     while (read(sink->conn, buf, sizeof(buf)) > 0) {
         continue;
     }
@@ -770,6 +820,9 @@ static void sink_start(Sink *sink, const char *path)
 /* The stream breaks, as when the destination dies. */
 static void sink_break(Sink *sink)
 {
+    while (qatomic_read(&sink->conn) < 0) {
+        g_usleep(1000);         /* the source has begun to connect */
+    }
     shutdown(sink->conn, SHUT_RDWR);
     g_thread_join(sink->thread);
     close(sink->conn);
@@ -907,6 +960,94 @@ static void test_late_cancel(void)
     pair_stop(&p);
 }
 
+/* What has arrived of a migration that was tried again is the same. */
+static void complete_and_compare(Pair *p)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                p->base, stream);
+    TrackedVM dst;
+
+    complete(p);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+}
+
+static bool is_master(TrackedVM *vm)
+{
+    return qpci_config_readw(vm->dev, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
+static void set_running(Pair *p, bool running)
+{
+    if (running) {
+        qtest_qmp_assert_success(p->vm.qts, "{ 'execute': 'cont' }");
+    } else {
+        qtest_qmp_assert_success(p->vm.qts, "{ 'execute': 'stop' }");
+    }
+}
+
+static void assert_run_state(Pair *p, const char *wanted)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(p->vm.qts,
+                                              "{ 'execute': 'query-status' }");
+
+    g_assert_cmpstr(qdict_get_str(rsp, "status"), ==, wanted);
+    qobject_unref(rsp);
+}
+
+/*
+ * Cancelled, and the guest does not let go, as it does not want to, or cannot:
+ * it ends with the guest's time, and the device has never been away.
+ */
+static void test_late_cancel_timeout(gconstpointer opaque)
+{
+    bool stopped = opaque;
+    Pair p;
+
+    pair_start(&p, 5000);
+    wait_request(&p);
+    driver_traffic(&p.driver, 2);
+    if (stopped) {
+        set_running(&p, false);
+    }
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelling");
+    tracked_vm_wait(&p.vm, "cancelled");
+    qobject_unref(tracking_info_ended(&p.vm));
+    assert_run_state(&p, stopped ? "paused" : "running");
+    if (stopped) {
+        set_running(&p, true);
+    }
+    g_assert_true(is_master(&p.vm));
+    assert_plugged(&p);
+    /* and it can be asked again */
+    complete_and_compare(&p);
+    pair_stop(&p);
+}
+
+/* Cancelled while the VM is paused; the guest lets go when it runs again. */
+static void test_late_cancel_stopped(void)
+{
+    Pair p;
+
+    pair_start(&p, 120000);
+    wait_request(&p);
+    driver_traffic(&p.driver, 2);
+    set_running(&p, false);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelling");
+    set_running(&p, true);
+    tracked_vm_wait(&p.vm, "cancelling");
+    eject(&p);
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_run_state(&p, "running");
+    assert_replugged(&p);
+    complete_and_compare(&p);
+    pair_stop(&p);
+}
+
 /* Cancelled when the guest has let go: it gets the device back. */
 static void test_late_cancel_ejected(void)
 {
@@ -935,6 +1076,241 @@ static void test_late_abort(void)
     pair_stop(&p);
 }
 
+/* --------------------------------------------------------------- fault loop */
+
+static void cancel(TrackedVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
+}
+
+/* What a driver may do, and what it should not, at some time. */
+static void walker_step(Driver *d)
+{
+    switch (tracked_random(6)) {
+    case 0:
+        driver_start(d, d->vm);
+        break;
+    case 1:
+        /* the walker loses its way until the ring is set up again */
+        write_reg(d->vm, TESTDEV_RDT, RING);
+        driver_start(d, d->vm);
+        break;
+    case 2:
+        /* a buffer in memory that goes */
+        set_pam(d->vm, 0x33);
+        driver_start_at(d, d->vm, 0xd0000);
+        g_assert_cmpint(tracked_vm_command(d->vm, TESTDEV_CMD_RECEIVE, 0, 1,
+                                           tracked_random(256)), ==, 0);
+        if (tracked_random(2)) {
+            write_reg(d->vm, TESTDEV_RDT, RING);
+        }
+        set_pam(d->vm, 0);
+        driver_start(d, d->vm);
+        break;
+    case 3:
+        g_usleep(tracked_random(200 * 1000));
+        break;
+    default:
+        driver_traffic(d, 1 + tracked_random(5));
+    }
+}
+
+static void walker_steps(Driver *d)
+{
+    for (unsigned i = tracked_random(6); i; i--) {
+        walker_step(d);
+    }
+}
+
+/* The card of a VM that is migrated receives; it is cancelled now and then. */
+static void walker_round(void)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=igb",
+                                            dev);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                args, stream);
+    unsigned cancels = tracked_random(3);
+    TrackedVM src, dst;
+    Driver driver;
+
+    fake_vfio("");
+    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
+    tracked_vm_fill(&src);
+    driver_start(&driver, &src);
+    for (unsigned i = 0; i <= cancels; i++) {
+        tracked_vm_migrate(&src, stream);
+        walker_steps(&driver);
+        if (tracked_random(2)) {
+            tracked_vm_wait_first_pass(&src);
+            walker_steps(&driver);
+        }
+        if (i == cancels || tracked_random(2)) {
+            tracked_vm_wait_switchover(&src);
+            walker_steps(&driver);
+        }
+        if (i < cancels) {
+            cancel(&src);
+            tracked_vm_wait(&src, "cancelled");
+            qobject_unref(tracking_info_ended(&src));
+            walker_steps(&driver);
+        }
+    }
+    tracked_vm_finish(&src);
+    g_test_message("walker, cancelled %u times: completed", cancels);
+
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    set_pam(&src, 0x33);
+    set_pam(&dst, 0x33);
+    g_assert_cmphex(qtest_readb(src.qts, 0xd0000), ==,
+                    qtest_readb(dst.qts, 0xd0000));
+    g_assert_cmpint(tracked_vm_differences(&src, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&src);
+    real_vfio();
+}
+
+typedef struct LateFault {
+    enum { LATE_CANCEL, LATE_BREAK, LATE_STOP, LATE_NOTHING, LATE_FAULTS } kind;
+    bool lets_go;               /* the guest, when it was asked */
+    bool asked, gone;
+} LateFault;
+
+/* A guest that lets go does so when it is asked, or some time later. */
+static void late_guest(Pair *p, LateFault *f)
+{
+    QDict *event = qtest_qmp_event_ref(p->vm.qts, "UNPLUG_PRIMARY");
+
+    f->asked |= !!event;
+    qobject_unref(event);
+    if (f->asked && f->lets_go && !f->gone && tracked_random(2)) {
+        eject(p);
+        f->gone = true;
+    }
+}
+
+static void late_fault(Pair *p, LateFault *f, Sink *sink)
+{
+    switch (f->kind) {
+    case LATE_CANCEL:
+        cancel(&p->vm);
+        break;
+    case LATE_BREAK:
+        sink_break(sink);
+        break;
+    case LATE_STOP:
+        set_running(p, false);
+        g_usleep(tracked_random(700 * 1000));
+        /* refused if all has been sent meanwhile */
+        qobject_unref(qtest_qmp(p->vm.qts, "{ 'execute': 'cont' }"));
+        break;
+    default:
+        break;
+    }
+}
+
+/* Push it to its end; returns true if it completed. */
+static bool late_end(Pair *p, LateFault *f, char **why)
+{
+    bool completed;
+
+    tracked_vm_hurry(&p->vm);
+    for (int i = 0; i < 6000; i++) {
+        late_guest(p, f);
+        if (tracked_vm_push_once(&p->vm, &completed, why)) {
+            return completed;
+        }
+        g_usleep(10 * 1000);
+    }
+    g_error("the migration did not end");
+}
+
+/* What ends without success leaves a device that works, and can be repeated. */
+static void late_again(Pair *p, LateFault *f)
+{
+    for (int i = 0; i < 20; i++) {
+        late_guest(p, f);       /* it was asked just before the end */
+    }
+    qobject_unref(tracking_info_ended(&p->vm));
+    assert_run_state(p, "running");
+    g_assert_cmpint(is_master(&p->vm), ==, !f->gone);
+    qpci_device_enable(p->vm.dev);
+    assert_plugged(p);
+    complete_and_compare(p);
+}
+
+static void late_completed(Pair *p, LateFault *f)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                p->base, stream);
+    TrackedVM dst;
+
+    g_assert_cmpint(f->kind, >=, LATE_STOP);
+    /* never with the device plugged */
+    g_assert_true(f->gone);
+    g_assert_cmpint(tracked_vm_command(&p->vm, TESTDEV_CMD_RECEIVE, 0, 1, 0),
+                    ==, -EPERM);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+}
+
+/* One fault, before or after the guest of a failover pair was asked. */
+static void late_round(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/sink", dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+    g_autofree char *why = NULL;
+    LateFault f = { .kind = tracked_random(LATE_FAULTS),
+                    .lets_go = tracked_random(4) };
+    bool completed;
+    Sink sink;
+    Pair p;
+
+    if (f.kind == LATE_BREAK) {
+        sink_start(&sink, path);
+        pair_uri = uri;
+    }
+    pair_start(&p, f.lets_go ? 120000 : 5000);
+    pair_uri = NULL;
+    if (tracked_random(2)) {
+        wait_request(&p);
+        f.asked = true;
+        driver_traffic(&p.driver, tracked_random(3));
+        late_guest(&p, &f);
+    } else {
+        g_usleep(tracked_random(tracked_random(2) ? 20 * 1000 : 800 * 1000));
+    }
+    late_fault(&p, &f, &sink);
+    completed = late_end(&p, &f, &why);
+    g_test_message("late, fault %d, the guest was %s and %s: %s", f.kind,
+                   f.asked ? "asked" : "not asked",
+                   f.gone ? "has let go" : "has not let go",
+                   completed ? "completed" : why);
+    if (completed) {
+        late_completed(&p, &f);
+    } else {
+        late_again(&p, &f);
+    }
+    pair_stop(&p);
+}
+
+static void test_faults(void)
+{
+    unsigned rounds = tracked_fault_rounds(4);
+
+    for (unsigned i = 0; i < rounds; i++) {
+        g_test_message("round %u of %u", i + 1, rounds);
+        if (i % 2) {
+            late_round();
+        } else {
+            walker_round();
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -952,6 +1328,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-tracking/walker/igb", "igb", test_walker);
     qtest_add_data_func("/vfio-tracking/walker/auto", "auto", test_walker);
     qtest_add_func("/vfio-tracking/walker/region", test_walker_region);
+    qtest_add_func("/vfio-tracking/walker/region-all", test_walker_region_all);
     qtest_add_func("/vfio-tracking/walker/superfluous",
                    test_walker_superfluous);
     qtest_add_func("/vfio-tracking/walker/errors", test_walker_errors);
@@ -961,6 +1338,12 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
+    qtest_add_data_func("/vfio-tracking/late/cancel-timeout", NULL,
+                        test_late_cancel_timeout);
+    qtest_add_data_func("/vfio-tracking/late/cancel-timeout-stopped", "",
+                        test_late_cancel_timeout);
+    qtest_add_func("/vfio-tracking/late/cancel-stopped",
+                   test_late_cancel_stopped);
     qtest_add_func("/vfio-tracking/late/cancel-ejected",
                    test_late_cancel_ejected);
     qtest_add_func("/vfio-tracking/late/abort", test_late_abort);
@@ -970,6 +1353,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-tracking/late/break-stays", NULL,
                         test_late_break);
     qtest_add_func("/vfio-tracking/late/deleted", test_late_deleted);
+    qtest_add_func("/vfio-tracking/faults", test_faults);
 
     ret = g_test_run();
 

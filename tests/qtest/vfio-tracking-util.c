@@ -214,33 +214,69 @@ char *tracked_vm_push_to_failure(TrackedVM *vm)
     return why;
 }
 
+bool tracked_vm_push_once(TrackedVM *vm, bool *completed, char **why)
+{
+    g_autofree char *status = NULL;
+    QDict *state = query(vm);
+
+    status = g_strdup(qdict_get_str(state, "status"));
+    qobject_unref(state);
+    *completed = !strcmp(status, "completed");
+    if (!strcmp(status, "pre-switchover")) {
+        /* it may be over before this arrives */
+        qobject_unref(qtest_qmp(vm->qts,
+            "{ 'execute': 'migrate-continue', 'arguments': {"
+            "  'state': 'pre-switchover' } }"));
+    } else if (!strcmp(status, "failed")) {
+        *why = tracked_vm_wait_failed(vm);
+        return true;
+    } else if (!strcmp(status, "cancelled")) {
+        *why = g_strdup(status);
+        return true;
+    }
+    return *completed;
+}
+
 char *tracked_vm_push(TrackedVM *vm, bool *completed)
 {
-    qtest_qmp_assert_success(vm->qts,
-        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
-        "  'max-bandwidth': 0, 'downtime-limit': 60000 } }");
-    *completed = false;
-    for (int i = 0; i < WAIT_S * 50; i++) {
-        QDict *state = query(vm);
-        const char *status = qdict_get_try_str(state, "status");
+    char *why = NULL;
 
-        if (!g_strcmp0(status, "pre-switchover")) {
-            /* it may be over before this arrives */
-            qobject_unref(qtest_qmp(vm->qts,
-                "{ 'execute': 'migrate-continue', 'arguments': {"
-                "  'state': 'pre-switchover' } }"));
-        } else if (!g_strcmp0(status, "failed")) {
-            qobject_unref(state);
-            return tracked_vm_wait_failed(vm);
-        }
-        *completed = !g_strcmp0(status, "completed");
-        qobject_unref(state);
-        if (*completed) {
-            return NULL;
+    tracked_vm_hurry(vm);
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        if (tracked_vm_push_once(vm, completed, &why)) {
+            return why;
         }
         g_usleep(20 * 1000);
     }
     g_error("the migration did not end within %d s", WAIT_S);
+}
+
+void tracked_vm_hurry(TrackedVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'downtime-limit': 60000 } }");
+}
+
+bool tracked_is_long(void)
+{
+    return !g_strcmp0(g_getenv("HOTPATH_LONG"), "1");
+}
+
+unsigned tracked_fault_rounds(unsigned few)
+{
+    const char *given = g_getenv("HOTPATH_ROUNDS");
+    unsigned rounds = 300;
+
+    if (!tracked_is_long()) {
+        g_test_message("%u rounds of faults (HOTPATH_LONG=1 makes %u)", few,
+                       rounds);
+        return few;
+    }
+    if (given) {
+        g_assert_cmpint(qemu_strtoui(given, NULL, 0, &rounds), ==, 0);
+    }
+    return rounds;
 }
 
 /* --------------------------------------------------------------- snapshots */

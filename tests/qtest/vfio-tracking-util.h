@@ -67,8 +67,17 @@ char *tracked_vm_wait_failed(TrackedVM *vm);
  * whatever it still needs is given.
  */
 char *tracked_vm_push_to_failure(TrackedVM *vm);
-/* The same, but it may as well complete: NULL then. */
+/* The same, but it may as well complete, NULL then, or be cancelled. */
 char *tracked_vm_push(TrackedVM *vm, bool *completed);
+/* One step of it, after tracked_vm_hurry(); true when it has ended. */
+bool tracked_vm_push_once(TrackedVM *vm, bool *completed, char **why);
+/* Let it converge as soon as it can. */
+void tracked_vm_hurry(TrackedVM *vm);
+
+/* HOTPATH_LONG=1 */
+bool tracked_is_long(void);
+/* Rounds of a fault loop: @few, or HOTPATH_ROUNDS (300) if it is long. */
+unsigned tracked_fault_rounds(unsigned few);
 
 /*
  * Give the VM a disk that snapshots can be saved to, in @dir; to be called

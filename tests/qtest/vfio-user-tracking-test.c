@@ -622,6 +622,55 @@ static void test_server_dies(void)
     g_free(p.stream);
 }
 
+/* What the server is not told of any more. */
+typedef struct RegionDeath {
+    bool before;        /* the region is there before the server's death */
+    bool switchover;    /* when nobody asks before the end; else at any time */
+} RegionDeath;
+
+/*
+ * The server dies, and memory comes or goes before anyone knows: the migration
+ * fails, and the guest goes on without its device.
+ */
+static void test_server_dies_region(gconstpointer opaque)
+{
+    const RegionDeath *c = opaque;
+    g_autofree char *why = NULL;
+    QDict *rsp;
+    Pair p;
+
+    pair_start(&p, "track");
+    set_pam(&p.src, c->before ? 0x33 : 0);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_wait_first_pass(&p.src);
+    if (c->switchover) {
+        tracked_vm_wait_switchover(&p.src);
+    }
+    kill(p.src_server.pid, SIGKILL);
+    set_pam(&p.src, c->before ? 0 : 0x33);
+    why = tracked_vm_push_to_failure(&p.src);
+    g_test_message("%s", why);
+    /* whichever is needed first; at the switchover the latter was */
+    g_assert_true(strstr(why, "cannot say what the device has written") ||
+                  (!c->switchover &&
+                   strstr(why, "bus mastering cannot be cleared")));
+
+    /* the other way round, with no migration and no server */
+    set_pam(&p.src, c->before ? 0x33 : 0);
+    set_pam(&p.src, 0x33);
+    qtest_writeb(p.src.qts, 0xd0000, 0x44);
+    g_assert_cmphex(qtest_readb(p.src.qts, 0xd0000), ==, 0x44);
+    rsp = qtest_qmp_assert_success_ref(p.src.qts,
+                                       "{ 'execute': 'query-status' }");
+    g_assert_true(qdict_get_bool(rsp, "running"));
+    qobject_unref(rsp);
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+}
+
 /* The same at any time: it fails, and the VM can be asked and ended. */
 static void test_server_dies_anywhere(void)
 {
@@ -645,58 +694,121 @@ static void test_server_dies_anywhere(void)
     }
 }
 
-static bool is_long(void)
+/* Some time of a migration, in microseconds: often near its begin. */
+static unsigned some_time(void)
 {
-    return !g_strcmp0(g_getenv("HOTPATH_LONG"), "1");
+    return tracked_random(tracked_random(2) ? 20 * 1000 : 800 * 1000);
+}
+
+/* Memory comes and goes, or not. */
+static void maybe_change_regions(TrackedVM *vm)
+{
+    for (unsigned i = tracked_random(3); i; i--) {
+        set_pam(vm, tracked_random(2) ? 0x33 : 0);
+    }
+}
+
+static void cancel(TrackedVM *vm)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate_cancel' }");
+}
+
+static void fault_begin(Pair *p, const char *prog, const char *mode)
+{
+    program = prog;
+    pair_start(p, mode);
+    set_pam(&p->src, 0x33);
+    tracked_vm_fill(&p->src);
+    tracked_vm_migrate(&p->src, p->stream);
+}
+
+/* What has completed has lost nothing, and QEMU lives in any case. */
+static void fault_end(Pair *p, bool completed)
+{
+    qtest_qmp_assert_success(p->src.qts, "{ 'execute': 'query-status' }");
+    if (completed) {
+        pair_arrive(p);
+        g_assert_cmpint(tracked_vm_differences(&p->src, &p->dst, dir), ==, 0);
+        tracked_vm_stop(&p->dst);
+        server_stop(&p->dst_server);
+    }
+    tracked_vm_stop(&p->src);
+    server_stop(&p->src_server);
+    g_unlink(p->stream);
+    g_free(p->stream);
+    program = "vfio-user-testdev";
+    properties = TRACKED;
 }
 
 /*
  * Fault loop: a server that is killed, or stalled and let go on, at some time
- * of a migration.  Whatever comes of it, QEMU lives, and a migration that
- * succeeds has lost nothing.
+ * of a migration, while memory comes and goes, and somebody may cancel it.
  */
 static void fault_round(const char *prog, const char *mode, bool stall)
 {
     g_autofree char *why = NULL;
-    unsigned us = tracked_random(tracked_random(2) ? 20 * 1000 : 800 * 1000);
-    bool dead = !stall, completed = false;
+    unsigned us = some_time();
+    bool cancels = !tracked_random(4), completed = false;
     Pair p;
 
-    program = prog;
-    if (is_long()) {
+    if (tracked_is_long()) {
         /* some stalls are too long */
         properties = TRACKED ",\"x-msg-timeout\":2000";
     }
-    pair_start(&p, mode);
-    tracked_vm_fill(&p.src);
-    tracked_vm_migrate(&p.src, p.stream);
+    fault_begin(&p, prog, mode);
     tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
     g_usleep(us);
     kill(p.src_server.pid, stall ? SIGSTOP : SIGKILL);
+    maybe_change_regions(&p.src);
+    if (cancels) {
+        cancel(&p.src);
+    }
     if (stall) {
         bool soon = tracked_random(2);
 
-        g_usleep(tracked_random(soon ? 50 * 1000 :
-                                is_long() ? 4000 * 1000 : 600 * 1000));
+        g_usleep(tracked_random(soon ? 50 * 1000 : tracked_is_long()
+                                     ? 4000 * 1000 : 600 * 1000));
         kill(p.src_server.pid, SIGCONT);
     }
     why = tracked_vm_push(&p.src, &completed);
-    g_test_message("%s %s after %u us: %s", prog, stall ? "stalled" : "killed",
+    g_test_message("%s %s%s after %u us: %s", prog,
+                   stall ? "stalled" : "killed", cancels ? ", cancelled" : "",
                    us, completed ? "completed" : why);
-    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
-    g_assert_false(dead && completed);
-    if (completed) {
-        pair_arrive(&p);
-        g_assert_cmpint(tracked_vm_differences(&p.src, &p.dst, dir), ==, 0);
-        tracked_vm_stop(&p.dst);
-        server_stop(&p.dst_server);
+    g_assert_false((!stall || cancels) && completed);
+    fault_end(&p, completed);
+}
+
+/* Cancelled at some time, and tried again: what was missed first arrives. */
+static void cancel_round(const char *prog, const char *mode)
+{
+    g_autofree char *why = NULL;
+    bool completed = false;
+    Pair p;
+
+    fault_begin(&p, prog, mode);
+    for (unsigned i = 1 + tracked_random(3); i; i--) {
+        tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
+        if (tracked_random(3)) {
+            g_usleep(some_time());
+        } else {
+            tracked_vm_wait_switchover(&p.src);
+        }
+        maybe_change_regions(&p.src);
+        cancel(&p.src);
+        tracked_vm_wait(&p.src, "cancelled");
+        for (int ms = 0; !is_master(&p.src); ms++) {
+            g_assert_cmpint(ms, <, 60 * 1000);
+            g_usleep(1000);     /* until the VM runs again */
+        }
+        tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
+        tracked_vm_migrate(&p.src, p.stream);
     }
-    tracked_vm_stop(&p.src);
-    server_stop(&p.src_server);
-    g_unlink(p.stream);
-    g_free(p.stream);
-    program = "vfio-user-testdev";
-    properties = TRACKED;
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, tracked_random(10));
+    maybe_change_regions(&p.src);
+    why = tracked_vm_push(&p.src, &completed);
+    g_test_message("%s cancelled: %s", prog, completed ? "completed" : why);
+    g_assert_true(completed);
+    fault_end(&p, completed);
 }
 
 /* A server that lies from some report on. */
@@ -711,49 +823,32 @@ static void lying_round(void)
     bool completed = false;
     Pair p;
 
-    program = "vfio-user-rawdev";
-    pair_start(&p, mode);
-    tracked_vm_fill(&p.src);
-    tracked_vm_migrate(&p.src, p.stream);
+    fault_begin(&p, "vfio-user-rawdev", mode);
     why = tracked_vm_push(&p.src, &completed);
     g_test_message("%s: %s", mode, completed ? "completed" : why);
-    qtest_qmp_assert_success(p.src.qts, "{ 'execute': 'query-status' }");
-    if (completed) {
-        /* before it lied, or what it said was only too much */
-        pair_arrive(&p);
-        g_assert_cmpint(tracked_vm_differences(&p.src, &p.dst, dir), ==, 0);
-        tracked_vm_stop(&p.dst);
-        server_stop(&p.dst_server);
-    }
-    tracked_vm_stop(&p.src);
-    server_stop(&p.src_server);
-    g_unlink(p.stream);
-    g_free(p.stream);
-    program = "vfio-user-testdev";
+    /* before it lied, or what it said was only too much */
+    fault_end(&p, completed);
 }
 
 static void test_faults(void)
 {
-    const char *given = g_getenv("HOTPATH_ROUNDS");
-    unsigned rounds = given ? atoi(given) : 300;
+    unsigned rounds = tracked_fault_rounds(7);
 
-    if (!is_long()) {
-        rounds = 5;
-        g_test_message("%u rounds (HOTPATH_LONG=1 makes 300)", rounds);
-    }
     for (unsigned i = 0; i < rounds; i++) {
-        switch (i % 5) {
+        bool raw = i % 2;
+        const char *prog = raw ? "vfio-user-rawdev" : "vfio-user-testdev";
+        const char *mode = raw ? "log" : "track";
+
+        g_test_message("round %u of %u", i + 1, rounds);
+        switch (i % 7 / 2) {
         case 0:
-            fault_round("vfio-user-testdev", "track", false);
+            fault_round(prog, mode, false);
             break;
         case 1:
-            fault_round("vfio-user-testdev", "track", true);
+            fault_round(prog, mode, true);
             break;
         case 2:
-            fault_round("vfio-user-rawdev", "log", false);
-            break;
-        case 3:
-            fault_round("vfio-user-rawdev", "log", true);
+            cancel_round(prog, mode);
             break;
         default:
             lying_round();
@@ -889,6 +984,9 @@ static void test_unmask(void)
 
 int main(int argc, char **argv)
 {
+    static const RegionDeath goes = { true, false }, comes = { false, false };
+    static const RegionDeath goes_late = { true, true };
+    static const RegionDeath comes_late = { false, true };
     int ret;
 
     g_test_init(&argc, &argv, NULL);
@@ -918,6 +1016,14 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-user-tracking/region-removed", test_region_removed);
     qtest_add_func("/vfio-user-tracking/no-tracker", test_no_tracker);
     qtest_add_func("/vfio-user-tracking/server-dies", test_server_dies);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-goes",
+                        &goes, test_server_dies_region);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-comes",
+                        &comes, test_server_dies_region);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-goes-late",
+                        &goes_late, test_server_dies_region);
+    qtest_add_data_func("/vfio-user-tracking/server-dies-region-comes-late",
+                        &comes_late, test_server_dies_region);
     qtest_add_func("/vfio-user-tracking/server-dies-anywhere",
                    test_server_dies_anywhere);
     qtest_add_data_func("/vfio-user-tracking/logged", "log", test_logged);
