@@ -609,14 +609,22 @@ class Controller(DaemonTest):
         self.assertEqual(len(self.daemons.growths()), done + 1)
 
     def test_two_controllers(self):
+        """The second one ends, be it an agent that is one, too."""
         self.daemons.start_controller()
-        done = subprocess.run(
-            [daemon_binary('qemu-storage-controller'), '-l',
-             f'unix:{self.daemons.dir}/other', '-c', self.daemons.config,
-             '-j', self.daemons.journal], text=True, timeout=20,
-            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.assertEqual(done.returncode, 1)
-        self.assertIn('it is in use', done.stderr)
+        for program, option, value in (
+                ('qemu-storage-controller', '-l',
+                 f'unix:{self.daemons.dir}/other'),
+                ('qemu-storage-agent', '-d', self.daemons.qmp)):
+            with self.subTest(program=program):
+                done = subprocess.run(
+                    [daemon_binary(program), option, value, '-c',
+                     self.daemons.config, '-j', self.daemons.journal],
+                    text=True, timeout=20, stderr=subprocess.PIPE,
+                    stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn('it is in use', done.stderr)
+        self.assertEqual(self.daemons.connect().ask(
+            **self.request())['result'], 'grown')
 
     def test_bad_configuration(self):
         for text, why in (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hotpath_paths import qemu_binary, use_qemu_python
 from storage_vm import (CLUSTER_SECTORS, DISK, DISK_BYTES, KIB, MIB, Loop,
-                        StorageVm, Tmpfs, check_image, guarded, make_image,
-                        need_root, run)
+                        StorageVm, Tmpfs, WAIT_S, check_image, guarded,
+                        make_image, need_root, run)
 
 START = 2 * MIB
 QUIET_S = 0.4           # longer than anything that could resume a VM
@@ -218,26 +218,41 @@ class OnTmpfs(GuardTest):
             make_image(self.storage)
 
     def test_device_is_unplugged(self):
-        """... while a write of an export is held."""
-        with self.vm(policy='hold', max_hold_ms=25000, device=None) as vm:
-            vm.cmd('device_add', driver='virtio-blk-pci', drive='disk',
-                   id='plugged')
-            vm.cmd('human-monitor-command', {'command-line':
-                   'qemu-io -d /machine/peripheral/plugged/virtio-backend '
-                   f'"aio_write -q 0 {START}"'})
-            self.assertEqual(vm.request()['held'] > 0, True)
-            start = time.monotonic()
-            vm.cmd('device_del', id='plugged')
-            vm.cmd('system_reset')      # the guest lets go of it
-            vm.wait(lambda: not any(
-                x['type'] == 'child<virtio-blk-pci>' for x in
-                vm.cmd('qom-list', path='/machine/peripheral')),
-                'the device goes')
-            vm.wait(lambda: vm.try_cmd('blockdev-del', {'node-name': 'disk'}),
-                    'the disk is free')
-            vm.cmd('blockdev-del', {'node-name': 'guard'})
-            self.assertLess(time.monotonic() - start, 20, 'it waited')
-            self.assertEqual(vm.requests(), [])
+        """... with a request open: while a write waits, or after it failed."""
+        for policy in ('hold', 'stop'):
+            with self.subTest(policy=policy), \
+                 self.vm(policy=policy, max_hold_ms=25000, device=None) as vm:
+                self.unplug(vm, policy == 'hold')
+            make_image(self.storage)
+
+    def unplug(self, vm, held):
+        """Unplug a disk that a request is open for."""
+        vm.cmd('device_add', driver='virtio-blk-pci', drive='disk',
+               id='plugged')
+        vm.cmd('human-monitor-command', {'command-line':
+               'qemu-io -d /machine/peripheral/plugged/virtio-backend '
+               f'"aio_write -q 0 {START}"'})
+        request = vm.request()
+        self.assertEqual(request['held'] > 0, held)
+        self.assertIn('plugged', request['qom-path'])
+        start = time.monotonic()
+        vm.cmd('device_del', id='plugged')
+        vm.cmd('system_reset')      # the guest lets go of it
+        vm.wait(lambda: not any(
+            x['type'] == 'child<virtio-blk-pci>' for x in
+            vm.cmd('qom-list', path='/machine/peripheral')),
+            'the device goes')
+        # what nobody uses may still be answered
+        self.assertNotIn('qom-path', vm.request())
+        self.assertEqual(vm.resolve(), 'not-grown')
+        vm.wait(lambda: vm.try_cmd('blockdev-del', {'node-name': 'disk'}),
+                'the disk is free')
+        vm.cmd('blockdev-del', {'node-name': 'guard'})
+        self.assertLess(time.monotonic() - start, 20, 'it waited')
+        self.assertEqual(vm.requests(), [])
+        event = vm.vm.event_wait('BLOCK_SPACE_RESOLVED', timeout=WAIT_S)
+        self.assertEqual((event['data']['id'], event['data']['outcome']),
+                         (request['id'], 'withdrawn'))
 
     def reopen(self, vm, **options):
         """Reopen the guard with other options; return what is wrong."""
