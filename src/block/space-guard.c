@@ -374,10 +374,11 @@ static BlockSpaceVerify GRAPH_RDLOCK measure_how(SpaceGuard *g,
     return BLOCK_SPACE_VERIFY_PROBE;
 }
 
-static bool GRAPH_RDLOCK check_options(SpaceGuard *g, Error **errp)
+/* Whether they fit @file, which is below or is to come there */
+static bool GRAPH_RDLOCK check_options(SpaceGuard *g, BlockDriverState *file,
+                                       Error **errp)
 {
-    BlockDriverState *leaf = space_guard_leaf(g->bs);
-    BlockDriverState *file = g->bs->file->bs;
+    BlockDriverState *leaf = space_guard_leaf(file);
     BlockSpaceVerify how = measure_how(g, leaf);
 
     if (file->drv && file->drv->is_format &&
@@ -871,6 +872,19 @@ guard_co_getlength(BlockDriverState *bs)
     return bdrv_co_getlength(bs->file->bs);
 }
 
+/* There is a node below that was not there before */
+static void GRAPH_RDLOCK adopt_file(SpaceGuard *g)
+{
+    BlockDriverState *file = g->bs->file->bs;
+
+    g->bs->supported_write_flags = BDRV_REQ_WRITE_UNCHANGED |
+        (BDRV_REQ_FUA & file->supported_write_flags);
+    g->bs->supported_zero_flags = BDRV_REQ_WRITE_UNCHANGED |
+        ((BDRV_REQ_FUA | BDRV_REQ_MAY_UNMAP | BDRV_REQ_NO_FALLBACK) &
+         file->supported_zero_flags);
+    start_low_water(g);
+}
+
 static int guard_open(BlockDriverState *bs, QDict *options, int flags,
                       Error **errp)
 {
@@ -887,17 +901,11 @@ static int guard_open(BlockDriverState *bs, QDict *options, int flags,
     }
 
     GRAPH_RDLOCK_GUARD_MAINLOOP();
-    if (!check_options(g, errp)) {
+    if (!check_options(g, bs->file->bs, errp)) {
         return -EINVAL;
     }
-    bs->supported_write_flags = BDRV_REQ_WRITE_UNCHANGED |
-        (BDRV_REQ_FUA & bs->file->bs->supported_write_flags);
-    bs->supported_zero_flags = BDRV_REQ_WRITE_UNCHANGED |
-        ((BDRV_REQ_FUA | BDRV_REQ_MAY_UNMAP | BDRV_REQ_NO_FALLBACK) &
-         bs->file->bs->supported_zero_flags);
-
     space_requests_add_guard(g);
-    start_low_water(g);
+    adopt_file(g);
     return 0;
 }
 
@@ -906,11 +914,21 @@ static void guard_close(BlockDriverState *bs)
     space_requests_remove_guard(bs->opaque);
 }
 
-/* For those above that are reopened; the options cannot change */
+/* The options cannot change, but the node below can */
 static int guard_reopen_prepare(BDRVReopenState *state,
                                 BlockReopenQueue *queue, Error **errp)
 {
-    return 0;
+    const char *name = qdict_get_try_str(state->options, "file");
+    BlockDriverState *file = name ? bdrv_lookup_bs(NULL, name, NULL) : NULL;
+
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    return !file || check_options(state->bs->opaque, file, errp) ? 0 : -EINVAL;
+}
+
+static void guard_reopen_commit(BDRVReopenState *state)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    adopt_file(state->bs->opaque);
 }
 
 static BlockDriver bdrv_space_guard = {
@@ -920,6 +938,7 @@ static BlockDriver bdrv_space_guard = {
     .bdrv_open                = guard_open,
     .bdrv_close               = guard_close,
     .bdrv_reopen_prepare      = guard_reopen_prepare,
+    .bdrv_reopen_commit       = guard_reopen_commit,
     .bdrv_child_perm          = bdrv_default_perms,
 
     .bdrv_co_getlength        = guard_co_getlength,

@@ -422,6 +422,39 @@ class Controller(DaemonTest):
         self.assertEqual(peer.receive()['result'], 'grown')
         self.assertEqual(self.daemons.ctl('continue', 'vm')[0], 1)
 
+    def test_pause_while_it_fails(self):
+        """What has not begun waits, and keeps nobody from the resource."""
+        self.daemons.configure([{**self.policy, 'resource': self.base}])
+        self.set('mode', 'fail')
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        peer.send(**self.request(1))
+        self.daemons.wait_listed('no storage today')
+        peer.send(**self.request(2))        # waits for the first
+        self.assertEqual(self.daemons.ctl('pause', 'vm')[0], 0)
+        other = self.daemons.connect()
+        other.send(**self.request(3, vm='other'))
+        self.set('mode', 'ok')
+        self.assertEqual(other.receive()['id'], 3)
+        self.assertTrue(peer.silent(1))
+        listed = self.daemons.ctl('list')[1]
+        self.assertEqual(listed.count('"paused"'), 2, listed)
+        self.assertEqual(len(self.daemons.growths()), 1)
+        self.assertEqual(self.daemons.ctl('continue', 'vm')[0], 0)
+        self.assertEqual({peer.receive()['id'], peer.receive()['id']}, {1, 2})
+        self.assertEqual(len(self.daemons.growths()), 3)
+
+    def test_pause_after_begin(self):
+        """What has begun is finished."""
+        self.set('mode', 'lie')
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        peer.send(**self.request())
+        self.daemons.wait_listed('says that it is done')
+        self.assertEqual(self.daemons.ctl('pause', 'vm')[0], 0)
+        self.set('mode', 'ok')
+        self.assertEqual(peer.receive()['result'], 'grown')
+
     def test_by_hand(self):
         self.daemons.start_controller()
         self.assertEqual(self.daemons.ctl('grow', 'vm', self.base, 3 * MB),
@@ -429,6 +462,12 @@ class Controller(DaemonTest):
         self.assertGreaterEqual(self.size(), 4 * MB)
         self.assertIn('by-hand', self.daemons.ctl('history')[1])
         self.assertEqual(self.daemons.ctl('grow', 'vm')[0], 1)
+        size = self.size()
+        for odd in ('10G', '', '0', '-5', '1e6', '99999999999999999999'):
+            status, said = self.daemons.ctl('grow', '--', 'vm', self.base, odd)
+            self.assertEqual(status, 1, odd)
+            self.assertIn('BYTES is a number', said)
+        self.assertEqual(self.size(), size)
 
     def test_killed(self):
         """Kill -9 at any time: each request is served once."""
@@ -570,14 +609,22 @@ class Controller(DaemonTest):
         self.assertEqual(len(self.daemons.growths()), done + 1)
 
     def test_two_controllers(self):
+        """The second one ends, be it an agent that is one, too."""
         self.daemons.start_controller()
-        done = subprocess.run(
-            [daemon_binary('qemu-storage-controller'), '-l',
-             f'unix:{self.daemons.dir}/other', '-c', self.daemons.config,
-             '-j', self.daemons.journal], text=True, timeout=20,
-            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.assertEqual(done.returncode, 1)
-        self.assertIn('it is in use', done.stderr)
+        for program, option, value in (
+                ('qemu-storage-controller', '-l',
+                 f'unix:{self.daemons.dir}/other'),
+                ('qemu-storage-agent', '-d', self.daemons.qmp)):
+            with self.subTest(program=program):
+                done = subprocess.run(
+                    [daemon_binary(program), option, value, '-c',
+                     self.daemons.config, '-j', self.daemons.journal],
+                    text=True, timeout=20, stderr=subprocess.PIPE,
+                    stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn('it is in use', done.stderr)
+        self.assertEqual(self.daemons.connect().ask(
+            **self.request())['result'], 'grown')
 
     def test_bad_configuration(self):
         for text, why in (

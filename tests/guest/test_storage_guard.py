@@ -7,9 +7,10 @@ import time
 import unittest
 from pathlib import Path
 
-from hotpath_paths import use_qemu_python
-from storage_vm import (CLUSTER_SECTORS, DISK, KIB, MIB, Loop, StorageVm, Tmpfs,
-                        check_image, guarded, make_image, need_root, run)
+from hotpath_paths import qemu_binary, use_qemu_python
+from storage_vm import (CLUSTER_SECTORS, DISK, DISK_BYTES, KIB, MIB, Loop,
+                        StorageVm, Tmpfs, WAIT_S, check_image, guarded,
+                        make_image, need_root, run)
 
 START = 2 * MIB
 QUIET_S = 0.4           # longer than anything that could resume a VM
@@ -217,26 +218,184 @@ class OnTmpfs(GuardTest):
             make_image(self.storage)
 
     def test_device_is_unplugged(self):
-        """... while a write of an export is held."""
-        with self.vm(policy='hold', max_hold_ms=25000, device=None) as vm:
-            vm.cmd('device_add', driver='virtio-blk-pci', drive='disk',
-                   id='plugged')
-            vm.cmd('human-monitor-command', {'command-line':
-                   'qemu-io -d /machine/peripheral/plugged/virtio-backend '
-                   f'"aio_write -q 0 {START}"'})
-            self.assertEqual(vm.request()['held'] > 0, True)
+        """... with a request open: while a write waits, or after it failed."""
+        for policy in ('hold', 'stop'):
+            with self.subTest(policy=policy), \
+                 self.vm(policy=policy, max_hold_ms=25000, device=None) as vm:
+                self.unplug(vm, policy == 'hold')
+            make_image(self.storage)
+
+    def unplug(self, vm, held):
+        """Unplug a disk that a request is open for."""
+        vm.cmd('device_add', driver='virtio-blk-pci', drive='disk',
+               id='plugged')
+        vm.cmd('human-monitor-command', {'command-line':
+               'qemu-io -d /machine/peripheral/plugged/virtio-backend '
+               f'"aio_write -q 0 {START}"'})
+        request = vm.request()
+        self.assertEqual(request['held'] > 0, held)
+        self.assertIn('plugged', request['qom-path'])
+        start = time.monotonic()
+        vm.cmd('device_del', id='plugged')
+        vm.cmd('system_reset')      # the guest lets go of it
+        vm.wait(lambda: not any(
+            x['type'] == 'child<virtio-blk-pci>' for x in
+            vm.cmd('qom-list', path='/machine/peripheral')),
+            'the device goes')
+        # what nobody uses may still be answered
+        self.assertNotIn('qom-path', vm.request())
+        self.assertEqual(vm.resolve(), 'not-grown')
+        vm.wait(lambda: vm.try_cmd('blockdev-del', {'node-name': 'disk'}),
+                'the disk is free')
+        vm.cmd('blockdev-del', {'node-name': 'guard'})
+        self.assertLess(time.monotonic() - start, 20, 'it waited')
+        self.assertEqual(vm.requests(), [])
+        event = vm.vm.event_wait('BLOCK_SPACE_RESOLVED', timeout=WAIT_S)
+        self.assertEqual((event['data']['id'], event['data']['outcome']),
+                         (request['id'], 'withdrawn'))
+
+    def reopen(self, vm, **options):
+        """Reopen the guard with other options; return what is wrong."""
+        from qemu.qmp.qmp_client import ExecuteError
+        options = {'driver': 'space-guard', 'node-name': 'guard',
+                   'file': 'data', 'policy': 'hold', 'max-hold-ms': 25000,
+                   **options}
+        try:
+            vm.cmd('blockdev-reopen', options=[options])
+        except ExecuteError as error:
+            return str(error)
+        return ''
+
+    def test_reopen(self):
+        """Nodes are reopened, and the one below changes, while one waits."""
+        with self.vm(policy='hold', max_hold_ms=25000) as vm:
+            following = vm.fill()
             start = time.monotonic()
-            vm.cmd('device_del', id='plugged')
-            vm.cmd('system_reset')      # the guest lets go of it
-            vm.wait(lambda: not any(
-                x['type'] == 'child<virtio-blk-pci>' for x in
-                vm.cmd('qom-list', path='/machine/peripheral')),
-                'the device goes')
-            vm.wait(lambda: vm.try_cmd('blockdev-del', {'node-name': 'disk'}),
-                    'the disk is free')
-            vm.cmd('blockdev-del', {'node-name': 'guard'})
+            vm.cmd('blockdev-reopen', options=[
+                {'driver': 'qcow2', 'node-name': 'disk', 'file': 'guard',
+                 'lazy-refcounts': False, 'discard': 'unmap'}])
             self.assertLess(time.monotonic() - start, 20, 'it waited')
-            self.assertEqual(vm.requests(), [])
+            vm.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_written()
+
+            following = vm.fill(following)
+            self.assertEqual(vm.request()['held'], 1)
+            self.assertIn('policy', self.reopen(vm, policy='stop'))
+            vm.cmd('blockdev-add', {'driver': 'copy-on-read',
+                                    'node-name': 'cor', 'file': 'data'})
+            self.assertEqual(self.reopen(vm, file='cor'), '')
+            self.storage.grow(MIB)
+            vm.resolve()
+            vm.wait_state('running')
+            vm.wait_written()
+            vm.fill(following)
+            self.assertEqual(vm.request()['filename'], str(self.storage.path))
+            self.storage.grow(MIB)
+            vm.resolve()
+            vm.wait_state('running')
+            vm.wait_written()
+            self.check(vm)
+
+    def test_reopen_is_checked(self):
+        """A node that the options do not fit does not come below."""
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+            run(qemu_binary('qemu-img'), 'create', '-q', '-f', 'qcow2',
+                f'{folder}/other', str(MIB))
+            args = ('-blockdev', 'driver=file,node-name=ofile,'
+                    f'filename={folder}/other',
+                    '-blockdev', 'driver=qcow2,node-name=format,file=ofile',
+                    '-blockdev', 'driver=null-co,node-name=null,'
+                    f'read-zeroes=on,size={DISK_BYTES}')
+            with self.vm(args=args, policy='hold', max_hold_ms=25000,
+                         low_water=64 * KIB) as vm:
+                self.assertIn("not above node 'format'", self.reopen(
+                    vm, file='format', **{'low-water': 64 * KIB}))
+                self.assertIn('what is left cannot be measured', self.reopen(
+                    vm, file='null', **{'low-water': 64 * KIB}))
+                # as before
+                following = vm.fill()
+                self.storage.grow(4 * MIB)
+                vm.resolve()
+                vm.wait_written()
+                vm.start_write(following * CLUSTER_SECTORS, 7)
+                vm.wait_written()
+                self.check(vm)
+
+    def job_state(self, vm, job):
+        """The state of a job, or None when it is gone."""
+        return {j['id']: j['status'] for j in vm.cmd('query-jobs')}.get(job)
+
+    def fill_by_job(self, vm, cancel):
+        """A job that is running has no space; then it has, or is cancelled."""
+        self.assertEqual(vm.request()['held'] > 0, True)
+        self.assertNotIn('qom-path', vm.request())
+        if cancel:                      # it ends with the hold
+            vm.cmd('block-job-cancel', device='job', force=True)
+            vm.wait(lambda: self.job_state(vm, 'job') is None, 'it is gone')
+            self.assertEqual(vm.state(), 'running')
+            return
+        while self.job_state(vm, 'job') != 'ready':
+            if vm.requests():
+                self.storage.grow(MIB)
+                number = vm.request()['id']
+                vm.try_cmd('block-space-resolve', id=number, result='grown')
+        vm.cmd('block-job-complete', device='job')
+        vm.wait(lambda: self.job_state(vm, 'job') is None, 'it is gone')
+        self.assertEqual(vm.requests(), [])
+        self.assertEqual(vm.stats()['failed'], 0)
+
+    def test_mirror(self):
+        """To a target that has too little space."""
+        for cancel in (True, False):     # before it has grown, and then
+            with self.subTest(cancel=cancel), \
+                 tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+                source = Path(folder, 'source')
+                run(qemu_binary('qemu-img'), 'create', '-q', source,
+                    str(DISK_BYTES))
+                run(qemu_binary('qemu-io'), '-f', 'raw', '-c',
+                    'write -q -P 5 0 5M', source)
+                with self.vm(args=(
+                        '-blockdev', 'driver=file,node-name=source,'
+                        f'filename={source}'), device=None, policy='hold',
+                        max_hold_ms=2000 if cancel else 25000) as vm:
+                    vm.cmd('blockdev-mirror', {
+                        'job-id': 'job', 'device': 'source', 'target': 'disk',
+                        'sync': 'full'})
+                    self.fill_by_job(vm, cancel)
+                    vm.vm.shutdown()
+                if not cancel:
+                    run(qemu_binary('qemu-img'), 'compare', '-f', 'raw', '-F',
+                        'qcow2', source, self.storage.path)
+            make_image(self.storage)
+
+    def test_commit(self):
+        """An overlay into a base that has too little space."""
+        for cancel in (True, False):     # before it has grown, and then
+            with self.subTest(cancel=cancel), \
+                 tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+                over = Path(folder, 'over')
+                run(qemu_binary('qemu-img'), 'create', '-q', '-f', 'qcow2',
+                    '-b', self.storage.path, '-F', 'qcow2', over)
+                run(qemu_binary('qemu-io'), '-f', 'qcow2', '-c',
+                    'write -q -P 5 0 5M', over)
+                with self.vm(args=(
+                        '-blockdev', 'driver=file,node-name=ofile,'
+                        f'filename={over}',
+                        '-blockdev', 'driver=qcow2,node-name=over,file=ofile,'
+                        'backing=disk'), device=None, policy='hold',
+                        max_hold_ms=2000 if cancel else 25000) as vm:
+                    vm.cmd('block-commit', {'job-id': 'job',
+                                            'device': 'over'})
+                    self.fill_by_job(vm, cancel)
+                    vm.vm.shutdown()
+                if not cancel:
+                    run(qemu_binary('qemu-io'), '-f', 'qcow2', '-c',
+                        'read -q -P 5 0 5M', self.storage.path)
+                    run(qemu_binary('qemu-img'), 'check', '-q', '-f', 'qcow2',
+                        self.storage.path)
+            make_image(self.storage)
 
     def migrate(self, source, target, address):
         source.cmd('migrate', uri=address)
@@ -442,7 +601,6 @@ class OnTmpfs(GuardTest):
 
     def refused(self, *args):
         use_qemu_python()
-        from hotpath_paths import qemu_binary
         done = subprocess.run(
             [str(qemu_binary()), '-machine', 'pc', '-accel', 'qtest',
              '-nodefaults', '-nographic', *args], text=True, timeout=20,

@@ -128,6 +128,31 @@ static void set_count(GHashTable *counts, const char *vm, unsigned n)
     }
 }
 
+/* What has begun is finished all the same */
+static bool is_paused(const Task *t)
+{
+    return !t->growth && g_hash_table_contains(t->c->paused, t->vm);
+}
+
+/* Start the first of a resource that is not paused; those wait elsewhere */
+static void start_first(SgController *c, const char *name)
+{
+    g_autofree char *resource = g_strdup(name);
+    GQueue *queue = g_hash_table_lookup(c->busy, resource);
+    Task *t;
+
+    while ((t = g_queue_peek_head(queue)) && is_paused(t)) {
+        g_queue_pop_head(queue);
+        t->paused = true;
+        g_clear_pointer(&t->resource, g_free);
+    }
+    if (t) {
+        task_start(t);
+    } else {
+        g_hash_table_remove(c->busy, resource);
+    }
+}
+
 /* Let the next one have the resource */
 static void task_end(Task *t)
 {
@@ -141,10 +166,8 @@ static void task_end(Task *t)
         bool first = g_queue_peek_head(queue) == t;
 
         g_queue_remove(queue, t);
-        if (g_queue_is_empty(queue)) {
-            g_hash_table_remove(c->busy, t->resource);
-        } else if (first) {
-            task_start(g_queue_peek_head(queue));
+        if (first) {
+            start_first(c, t->resource);
         }
     }
     task_free(t);
@@ -156,7 +179,7 @@ static gboolean task_again(gpointer opaque)
 
     t->timer = 0;
     if (t->resource) {
-        task_start(t);
+        start_first(t->c, t->resource);
     } else {
         task_decide(t);           /* it is to be denied */
     }
@@ -272,6 +295,10 @@ static void size_known(int64_t size, const char *error, void *opaque)
     const char *why;
 
     provider_answered(t);
+    if (is_paused(t)) {
+        start_first(t->c, t->resource);
+        return;
+    }
     if (size < 0) {
         task_failed(t, error);
         return;

@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "conn.h"
+#include "qemu/cutils.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "server.h"
@@ -69,6 +70,7 @@ static QDict *command_from(int argc, char **argv)
 {
     QDict *d = qdict_new();
     const char *verb = argc > 1 ? argv[1] : "";
+    int64_t bytes = 0;
 
     qdict_put_str(d, "type", verb);
     if (argc == 2 && (g_str_equal(verb, "list") ||
@@ -80,11 +82,12 @@ static QDict *command_from(int argc, char **argv)
         qdict_put_str(d, "vm", argv[2]);
         return d;
     }
-    if ((argc == 4 || argc == 5) && g_str_equal(verb, "grow")) {
+    if ((argc == 4 || argc == 5) && g_str_equal(verb, "grow") &&
+        (argc == 4 || (qemu_strtoi64(argv[4], NULL, 10, &bytes) == 0 &&
+                       bytes > 0))) {
         qdict_put_str(d, "vm", argv[2]);
         qdict_put_str(d, "path", argv[3]);
-        qdict_put_int(d, "bytes",
-                      argc == 5 ? g_ascii_strtoll(argv[4], NULL, 10) : 0);
+        qdict_put_int(d, "bytes", bytes);
         return d;
     }
     qobject_unref(d);
@@ -117,7 +120,8 @@ int main(int argc, char **argv)
     }
     command = command_from(argc, argv);
     if (!command) {
-        g_printerr("%s: wrong command, see --help\n", g_get_prgname());
+        g_printerr("%s: wrong command, see --help; BYTES is a number\n",
+                   g_get_prgname());
         return 1;
     }
     conn = g_socket_client_connect(client, to, NULL, &error);
