@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""query-block-deadline-ms and posted-writes, from a libvirt domain."""
+"""query-block-deadline-ms and posted-writes, from libvirt domains."""
 import shutil
 import tempfile
 import unittest
@@ -70,6 +70,55 @@ class SecondStack(LibvirtTest):
         self.assertIn("'query-block-deadline-ms' is 3600001, but must be from "
                       '0 to 3600000', str(caught.exception))
         self.assertEqual(domain.state(), 'shut off')
+
+
+class PostedDisks(LibvirtTest):
+    """Posted writes of a floppy disk of libvirt's own, and of an SD card."""
+
+    def make(self, edit=lambda text: text):
+        need_machine_property('query-block-deadline-ms')
+        path = Path(tempfile.mkdtemp(prefix='hotpd-', dir='/tmp'))
+        self.addCleanup(shutil.rmtree, path, ignore_errors=True)
+        for name, size in (('floppy', 1440 * 1024), ('card', MIB)):
+            with open(path / name, 'wb') as image:
+                image.truncate(size)
+        return self.domain(
+            'posted-disks', SCRIPT, edit=lambda text: edit(
+                text.replace('@FLOPPY@', str(path / 'floppy'))
+                    .replace('@CARD@', str(path / 'card'))))
+
+    def posted(self, domain):
+        """Whether the property is on, by type of the domain's devices."""
+        found = {}
+        for folder in ('/machine/peripheral', '/machine/peripheral-anon'):
+            for child in self.daemon.qmp(domain.name, 'qom-list', path=folder):
+                kind = child['type'].partition('<')[2].rstrip('>')
+                if kind in ('isa-fdc', 'sdhci-pci'):
+                    found[kind] = self.daemon.qmp(
+                        domain.name, 'qom-get', property='posted-writes',
+                        path=f'{folder}/{child["name"]}')
+        return found
+
+    def test_on(self):
+        domain = self.make()
+        domain.start()
+        domain.wait(lambda r: int(r.get('round', 0)) > 2, 'round 2')
+        self.assertEqual(self.posted(domain),
+                         {'isa-fdc': True, 'sdhci-pci': True})
+        files = {Path(row['inserted']['image']['filename']).name
+                 for row in self.daemon.qmp(domain.name, 'query-block')}
+        self.assertEqual(files, {'floppy', 'card'})
+        self.daemon.virsh('destroy', domain.name)
+        self.assertEqual(domain.state(), 'shut off')
+
+    def test_off(self):
+        """What test_on sees is the property, not what is always so."""
+        domain = self.make(lambda text: text.replace(
+            'posted-writes=on', 'posted-writes=off'))
+        domain.start()
+        domain.wait(lambda r: int(r.get('round', 0)) > 0, 'round 1')
+        self.assertEqual(self.posted(domain),
+                         {'isa-fdc': False, 'sdhci-pci': False})
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
+#include "qemu/timer.h"
 #include "libqos/pci-pc.h"
 #include "async-call-util.h"
 
@@ -51,6 +52,8 @@
 #define TRSCMP (1u << 1)
 #define DMAINT (1u << 3)
 #define WBUFRDY (1u << 4)
+#define CARD_INSERTED (1u << 6)
+#define CARD_REMOVED (1u << 7)
 #define ADMAERR (1u << 25)
 #define NORINTSTSEN 0x34
 #define ADMASYSADDR 0x58
@@ -678,6 +681,19 @@ static void test_unplug(void)
     test_end(&t);
 }
 
+static void eject(Test *t)
+{
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-remove-medium',"
+                             " 'arguments': {'id': 'card'}}");
+}
+
+static void insert(Test *t, const char *node)
+{
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-insert-medium',"
+                             " 'arguments': {'id': 'card',"
+                             " 'node-name': %s}}", node);
+}
+
 /* The medium goes while the controller waits for it. */
 static void test_eject(void)
 {
@@ -687,14 +703,116 @@ static void test_eject(void)
     spend_throttle(&t);
     write_one(&t, 5, 3);
     check_busy(&t);
-    qtest_qmp_assert_success(t.qts, "{'execute': 'blockdev-remove-medium',"
-                             " 'arguments': {'id': 'card'}}");
+    eject(&t);
     g_assert_cmphex(reg(&t, PRNSTS) & DATA_INHIBIT, ==, 0);
     g_assert_cmphex(reg(&t, NORINTSTS) & TRSCMP, ==, 0);
-    qtest_qmp_assert_success(t.qts, "{'execute': 'blockdev-insert-medium',"
-                             " 'arguments': {'id': 'card',"
-                             " 'node-name': 'file'}}");
+    insert(&t, "file");
     init_card(&t);
+    write_one(&t, 6, 4);
+    wait_status(&t, TRSCMP);
+    test_end(&t);
+}
+
+/*
+ * A transfer that was dropped does not go on.  What would have it go on is
+ * the main loop, or any access to a register.
+ */
+static void check_dropped(Test *t, unsigned blocks_left)
+{
+    for (int i = 0; i < 3; i++) {
+        /* a bottom half, and the timers, have had their turn after this */
+        qtest_qmp_assert_success(t->qts, "{'execute': 'query-status'}");
+        g_assert_cmphex(reg(t, NORINTSTS) & (TRSCMP | WBUFRDY | DMAINT), ==, 0);
+    }
+    g_assert_cmphex(reg(t, PRNSTS) & (DATA_INHIBIT | DAT_LINE_ACTIVE |
+                                      DOING_WRITE | SPACE_AVAILABLE), ==, 0);
+    g_assert_cmpuint(reg(t, BLKSIZE) >> 16, ==, blocks_left);
+}
+
+/* Four blocks from 50 on, of which the first is on its way */
+static void begin_four(Test *t, int way)
+{
+    put_pieces(t, 50);
+    switch (way) {
+    case 0:
+        begin_pio(t, 50, 4);
+        port_block(t, t->expected + 50 * BLOCK);
+        break;
+    case 1:
+        begin_sdma(t, 50, 4, DATA);
+        break;
+    case 2:
+        begin_adma(t, 50, 4);
+        break;
+    }
+    check_busy(t);
+    /* the others will not be written */
+    memset(t->expected + 51 * BLOCK, 0, 3 * BLOCK);
+}
+
+/*
+ * The medium is exchanged while a transfer waits for it: the transfer is
+ * dropped, with neither an interrupt of its end nor data for the new medium.
+ */
+static void do_exchange(int way, bool noticed)
+{
+    unsigned left;
+    Test t;
+
+    test_start(&t, THROTTLE, "on");
+    spend_throttle(&t);
+    begin_four(&t, way);
+    left = reg(&t, BLKSIZE) >> 16;
+    eject(&t);
+    check_dropped(&t, left);
+    check_image(&t);
+    g_assert_cmphex(reg(&t, NORINTSTS) & CARD_REMOVED, ==, CARD_REMOVED);
+    if (noticed) {
+        set_reg(&t, NORINTSTS, CARD_REMOVED);
+    }
+    insert(&t, "file");
+    check_dropped(&t, left);
+    g_assert_cmphex(reg(&t, NORINTSTS) & CARD_INSERTED, ==,
+                    noticed ? CARD_INSERTED : 0);
+    init_card(&t);
+    check_dropped(&t, left);
+    write_one(&t, 6, 4);
+    wait_status(&t, TRSCMP);
+    check_image(&t);
+    g_assert_cmpuint(posted(&t), ==, 3);
+    test_end(&t);
+}
+
+static void test_exchange(void)
+{
+    for (int way = 0; way < 3; way++) {
+        do_exchange(way, false);
+        do_exchange(way, true);
+    }
+}
+
+/*
+ * A guest that has not seen the removal yet is told of the insertion later.
+ * This one is quicker than that.
+ */
+static void test_late_insertion(void)
+{
+    Test t;
+
+    test_start(&t, BLKDEBUG, "on");
+    eject(&t);
+    insert(&t, "slow");
+    init_card(&t);
+    hold(&t);
+    write_one(&t, 5, 3);
+    check_busy(&t);
+    qtest_clock_step(t.qts, 2 * NANOSECONDS_PER_SECOND);
+    g_assert_cmphex(reg(&t, NORINTSTS) & CARD_INSERTED, ==, CARD_INSERTED);
+    g_assert_cmphex(reg(&t, PRNSTS) & DATA_INHIBIT, ==, 0);
+    release(&t);
+    wait_ready(&t);
+    check_dropped(&t, 1);
+    check_image(&t);
     write_one(&t, 6, 4);
     wait_status(&t, TRSCMP);
     test_end(&t);
@@ -1119,6 +1237,8 @@ int main(int argc, char **argv)
     qtest_add_func("/sdhci-post/quit", test_quit);
     qtest_add_func("/sdhci-post/unplug", test_unplug);
     qtest_add_func("/sdhci-post/eject", test_eject);
+    qtest_add_func("/sdhci-post/exchange", test_exchange);
+    qtest_add_func("/sdhci-post/late-insertion", test_late_insertion);
     qtest_add_func("/sdhci-post/error", test_error);
     qtest_add_func("/sdhci-post/migrate/pio", test_migrate_pio);
     qtest_add_func("/sdhci-post/migrate/last", test_migrate_last);

@@ -28,7 +28,7 @@ typedef struct Test {
     int fd;
     char *log;
     GByteArray *got;
-    bool ended;
+    unsigned ended;
 } Test;
 
 /* More than the socket takes, all different from what others write */
@@ -59,15 +59,17 @@ static void test_start(Test *t, const char *mux)
 static void test_end(Test *t)
 {
     alarm(0);
-    qemu_chr_fe_deinit(&t->fe, true);
+    if (t->fe.chr) {
+        qemu_chr_fe_deinit(&t->fe, true);
+    }
     close(t->fd);
     unlink(t->log);
     g_free(t->log);
     g_byte_array_unref(t->got);
 }
 
-/* Read what is there. */
-static void read_there(Test *t)
+/* Read what is there.  Returns: what ended it, 0 at the end of the stream */
+static int read_to(Test *t)
 {
     uint8_t data[4096];
     ssize_t ret;
@@ -75,7 +77,12 @@ static void read_there(Test *t)
     while ((ret = read(t->fd, data, sizeof(data))) > 0) {
         g_byte_array_append(t->got, data, ret);
     }
-    g_assert_cmpint(errno, ==, EAGAIN);
+    return ret < 0 ? errno : 0;
+}
+
+static void read_there(Test *t)
+{
+    g_assert_cmpint(read_to(t), ==, EAGAIN);
 }
 
 /* Fill the socket; returns how much it took. */
@@ -98,7 +105,7 @@ static void coroutine_fn write_message(void *opaque)
     int ret = qemu_chr_fe_write_all(&t->fe, message, sizeof(message));
 
     g_assert_cmpint(ret, ==, sizeof(message));
-    t->ended = true;
+    t->ended++;
 }
 
 /* Of the coroutine, in order and once; 0xff is of others. */
@@ -150,6 +157,40 @@ static void test_coroutine(void)
     test_end(&t);
 }
 
+static void coroutine_fn write_in_vain(void *opaque)
+{
+    Test *t = opaque;
+    int ret = qemu_chr_fe_write_all(&t->fe, message, sizeof(message));
+
+    g_assert_cmpint(ret, ==, -1);
+    g_assert_cmpint(errno, ==, EPIPE);
+    t->ended++;
+}
+
+/* The device is removed while coroutines wait for its reader. */
+static void test_removed(void)
+{
+    Test t;
+
+    test_start(&t, "off");
+    for (size_t i = 0; i < sizeof(message); i++) {
+        message[i] = i % 100;
+    }
+    for (int i = 0; i < 2; i++) {
+        qemu_coroutine_enter(qemu_coroutine_create(write_in_vain, &t));
+    }
+    g_assert_cmpuint(t.ended, ==, 0);
+    qemu_chr_fe_deinit(&t.fe, true);
+    g_assert_null(t.fe.chr);
+    while (t.ended < 2) {
+        main_loop_wait(false);
+    }
+    /* the device is gone with the last of them, and has closed the socket */
+    g_assert_cmpint(read_to(&t), ==, 0);
+    g_assert_cmpint(memcmp(t.got->data, message, t.got->len), ==, 0);
+    test_end(&t);
+}
+
 /* A mux that begins a line with the time is no reason to wait, either. */
 static void test_timestamps(void)
 {
@@ -189,6 +230,7 @@ int main(int argc, char **argv)
     qemu_add_opts(&qemu_chardev_opts);
 
     g_test_add_func("/char-writers/coroutine", test_coroutine);
+    g_test_add_func("/char-writers/removed", test_removed);
     g_test_add_func("/char-writers/timestamps", test_timestamps);
     return g_test_run();
 }
