@@ -17,6 +17,9 @@
 #define RETRY_MIN_MS 100
 #define RETRY_MAX_MS 30000
 #define SILENCE_MS 5000
+/* While others connect as well: how often it is tried, and when again */
+#define BUSY_TRIES 50
+#define BUSY_MS 10
 
 typedef struct Pending {
     IRQHelperRequest rq;
@@ -37,6 +40,7 @@ struct IRQClient {
     int fd;
     uint32_t last_id;
     unsigned retry_ms;
+    unsigned busy;          /* attempts since the last pause */
     unsigned restores;      /* not answered */
     QEMUTimer *timer;       /* next attempt, or the end of patience */
     PendingList pending;    /* sent */
@@ -416,6 +420,23 @@ static void stop_if_done(IRQClient *c)
     }
 }
 
+/*
+ * The helper does not wait for anything of its peers: it will have room again.
+ * When it has none for longer, it is as if it were not there.
+ */
+static void try_again(IRQClient *c, int err)
+{
+    close_socket(c);
+    if (err == EAGAIN && c->busy < BUSY_TRIES) {
+        c->busy++;
+        trace_irq_affinity_helper_busy(c->path, c->busy);
+        timer_mod(c->timer, now_ms() + BUSY_MS);
+        return;
+    }
+    c->busy = 0;
+    retry_later(c);
+}
+
 static void try_connect(IRQClient *c)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -428,10 +449,10 @@ static void try_connect(IRQClient *c)
     /* a full backlog is an error as well, it does not wait */
     if (c->fd < 0 ||
         connect(c->fd, (struct sockaddr *)&addr, sizeof(addr))) {
-        close_socket(c);
-        retry_later(c);
+        try_again(c, errno);
         return;
     }
+    c->busy = 0;
     qemu_set_fd_handler(c->fd, readable, NULL, c);
     if (submit(c, &rq, -1, NULL) != -EINPROGRESS) {
         disconnect(c);

@@ -10,7 +10,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -402,6 +405,46 @@ class GiveBack(unittest.TestCase):
         self.wait(lambda: self.info()['helper'], 'helper')
         self.take_off(irqs)
         self.wait_masks(irqs, ORIGINAL)
+
+    def test_helper_is_busy(self):
+        """No room to connect: QEMU tries again, and is served in the end."""
+        log = self.root / 'trace'
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, \
+                contextlib.ExitStack() as stack:
+            listener.bind(self.socket)
+            listener.listen(0)
+            for _ in range(64):
+                one = stack.enter_context(socket.socket(
+                    socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                one.setblocking(False)
+                try:
+                    one.connect(self.socket)
+                except BlockingIOError:
+                    break
+            else:
+                self.fail('there is always room')
+            irqs = self.start(1, 1, '-D', str(log),
+                              '-trace', 'irq_affinity_helper_busy')
+            self.route(irqs, 0)
+            self.set(0, 'irq-affinity', 'a')
+            self.wait(lambda: log.is_file() and
+                      'attempt 2' in log.read_text(), 'second attempt')
+            self.vm.cmd('query-status')         # it does not wait there
+            listener.settimeout(PATIENCE_S)
+            data = b''
+            while not data:
+                peer, _ = listener.accept()
+                with contextlib.closing(peer):
+                    peer.settimeout(0 if self.is_ours(peer) else PATIENCE_S)
+                    with contextlib.suppress(BlockingIOError):
+                        data = peer.recv(512)
+            self.assertEqual((len(data), data[:4]),
+                             (256, (1).to_bytes(4, sys.byteorder)))
+
+    @staticmethod
+    def is_ours(peer):
+        creds = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return struct.unpack('3i', creds)[0] == os.getpid()
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@
 #include <glib/gstdio.h>
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
+#include "tools/irq-affinity/accept.h"
 #include "tools/irq-affinity/serve.h"
 
 #define DEVICE "0000:01:00.0"
@@ -578,6 +579,132 @@ static void test_fuzz(Fixture *f, gconstpointer data)
     g_assert_cmpuint(granted, >, rounds / 1000);
 }
 
+/*
+ * Whose connection is next.  The descriptors are numbers only: a hundred times
+ * the user, and how many it had before.
+ */
+
+static bool add(IRQQueue *q, const IRQSlot *slots, unsigned uid, unsigned n)
+{
+    const struct ucred peer = { .uid = uid, .pid = 1000 * uid + n / 8 };
+
+    return irq_queue_add(q, slots, 100 * uid + n, &peer);
+}
+
+static void assert_empty(IRQQueue *q)
+{
+    g_assert_cmpint(irq_queue_take(q), ==, -1);
+}
+
+static void test_turns(void)
+{
+    g_autofree IRQSlot *slots = g_new0(IRQSlot, IRQ_SLOTS);
+    IRQQueue q;
+
+    irq_queue_init(&q);
+    assert_empty(&q);
+    for (unsigned i = 0; i < IRQ_WAITING_PER_USER_MAX; i++) {
+        g_assert_true(add(&q, slots, 1, i));
+    }
+    g_assert_false(add(&q, slots, 1, 99));
+    g_assert_cmpint(irq_queue_take(&q), ==, 100);
+    g_assert_cmpint(irq_queue_take(&q), ==, 101);
+    /* who comes later, with few, is served before all that wait longer */
+    g_assert_true(add(&q, slots, 2, 0));
+    g_assert_true(add(&q, slots, 2, 1));
+    g_assert_true(add(&q, slots, 3, 0));
+    g_assert_cmpint(irq_queue_take(&q), ==, 200);
+    g_assert_cmpint(irq_queue_take(&q), ==, 300);
+    /* and they take turns */
+    g_assert_cmpint(irq_queue_take(&q), ==, 102);
+    g_assert_cmpint(irq_queue_take(&q), ==, 201);
+    for (unsigned i = 3; i < IRQ_WAITING_PER_USER_MAX; i++) {
+        g_assert_cmpint(irq_queue_take(&q), ==, 100 + i);
+    }
+    assert_empty(&q);
+}
+
+/* One that always has as many as it may, against one that asks at times */
+static void test_turns_flood(void)
+{
+    g_autofree IRQSlot *slots = g_new0(IRQSlot, IRQ_SLOTS);
+    IRQQueue q;
+
+    irq_queue_init(&q);
+    for (unsigned i = 0; i < 1000; i++) {
+        unsigned before = 0;
+
+        while (add(&q, slots, 1, g_test_rand_int_range(0, 99))) {
+            /* the next one */
+        }
+        for (int n = g_test_rand_int_range(0, 40); n > 0; n--) {
+            irq_queue_take(&q);
+        }
+        g_assert_true(add(&q, slots, 2, 0));
+        while (irq_queue_take(&q) != 200) {
+            before++;
+        }
+        g_assert_cmpuint(before, <=, 1);
+    }
+    while (irq_queue_take(&q) >= 0) {
+        /* the next one */
+    }
+}
+
+static unsigned add_all(IRQQueue *q, const IRQSlot *slots, unsigned uid)
+{
+    unsigned count = 0;
+
+    while (add(q, slots, uid, count)) {
+        count++;
+    }
+    return count;
+}
+
+static void serve_some(IRQSlot *slots, unsigned at, unsigned count,
+                       unsigned uid, pid_t pid)
+{
+    for (unsigned i = at; i < at + count; i++) {
+        slots[i] = (IRQSlot) {
+            .state = IRQ_SLOT_SERVED, .peer = { .uid = uid, .pid = pid },
+        };
+    }
+}
+
+static void take_all(IRQQueue *q)
+{
+    while (irq_queue_take(q) >= 0) {
+        /* the next one */
+    }
+}
+
+/* Those that are served count as well. */
+static void test_turns_bounds(void)
+{
+    g_autofree IRQSlot *slots = g_new0(IRQSlot, IRQ_SLOTS);
+    unsigned count = 0;
+    IRQQueue q;
+
+    irq_queue_init(&q);
+    serve_some(slots, 0, IRQ_CONNECTIONS_PER_USER_MAX - 3, 1, 77);
+    g_assert_cmpuint(add_all(&q, slots, 1), ==, 3);
+    g_assert_cmpuint(add_all(&q, slots, 2), ==, IRQ_WAITING_PER_USER_MAX);
+    take_all(&q);
+
+    memset(slots, 0, IRQ_SLOTS * sizeof(*slots));
+    serve_some(slots, 5, IRQ_CONNECTIONS_PER_PROCESS_MAX - 2, 3, 3000);
+    g_assert_cmpuint(add_all(&q, slots, 3), ==, 2);
+    take_all(&q);
+
+    memset(slots, 0, IRQ_SLOTS * sizeof(*slots));
+    serve_some(slots, 0, 100, 50, 50);
+    for (unsigned uid = 1; uid < 50; uid++) {
+        count += add_all(&q, slots, uid);
+    }
+    g_assert_cmpuint(count, ==, IRQ_CONNECTIONS_MAX - 100);
+    take_all(&q);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -602,5 +729,8 @@ int main(int argc, char **argv)
     ADD("fuzz", test_fuzz, NULL);
 #undef ADD
     g_test_add_func("/irq-affinity/helper/bad-list", test_bad_list);
+    g_test_add_func("/irq-affinity/helper/turns", test_turns);
+    g_test_add_func("/irq-affinity/helper/turns-flood", test_turns_flood);
+    g_test_add_func("/irq-affinity/helper/turns-bounds", test_turns_bounds);
     return g_test_run();
 }
