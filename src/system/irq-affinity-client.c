@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "system/irq-affinity-proto.h"
@@ -37,6 +38,7 @@ struct IRQClient {
     void *opaque;
     bool started;
     bool greeted;
+    bool told;              /* why it does not serve us */
     int fd;
     uint32_t last_id;
     unsigned retry_ms;
@@ -292,7 +294,19 @@ static void finish(IRQClient *c, Pending *p, int err, bool other, int fd)
     pending_free(p);
 }
 
-/* Returns: false: this is no helper. */
+/* Once: it is asked again, at intervals. */
+static void tell_refused(IRQClient *c, int err)
+{
+    if (!c->told) {
+        c->told = true;
+        warn_report("irq-affinity: the helper at '%s' does not serve this "
+                    "process: %s", c->path,
+                    err == ESRCH ? "it runs in another PID namespace"
+                                 : strerror(err));
+    }
+}
+
+/* Returns: false: this is no helper, or not ours. */
 static bool take_reply(IRQClient *c, const IRQHelperReply *reply, int fd)
 {
     Pending *p = QTAILQ_FIRST(&c->pending);
@@ -302,7 +316,11 @@ static bool take_reply(IRQClient *c, const IRQHelperReply *reply, int fd)
         return false;
     }
     hello = p->rq.op == IRQ_HELPER_HELLO;
-    if (hello && (reply->error || reply->value != IRQ_HELPER_VERSION)) {
+    if (hello && reply->error) {
+        tell_refused(c, reply->error);
+        return false;
+    }
+    if (hello && reply->value != IRQ_HELPER_VERSION) {
         return false;
     }
     QTAILQ_REMOVE(&c->pending, p, next);

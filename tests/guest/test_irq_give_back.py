@@ -152,7 +152,8 @@ class GiveBack(unittest.TestCase):
                      f'{100000 + self.runs} 0 0\n')
         for tid in threads + [pid]:
             self.put(f'proc/{pid}/task/{tid}/status',
-                     'Name:\tqemu\nCpus_allowed_list:\t0-3\n')
+                     'Name:\tqemu\nUid:' + f'\t{os.geteuid()}' * 4 +
+                     '\nCpus_allowed_list:\t0-3\n')
 
     def follow(self, irqs, cpu):
         """Interrupts occur until all have followed the vCPUs to @cpu."""
@@ -440,6 +441,24 @@ class GiveBack(unittest.TestCase):
                         data = peer.recv(512)
             self.assertEqual((len(data), data[:4]),
                              (256, (1).to_bytes(4, sys.byteorder)))
+
+    def test_other_namespace(self):
+        """A helper to which QEMU's threads have other numbers: told once."""
+        self.start_helper()
+        irqs = self.start(1, 1)
+        pid = self.vm.get_pid()
+        self.put(f'proc/{pid}/task/{pid}/status',
+                 f'Name:\tqemu\nNSpid:\t{pid}\t1\n')
+        self.route(irqs, 0)
+        self.set(0, 'irq-affinity', 'a')
+        log = Path(self.vm._qemu_log_path)
+        self.wait(lambda: 'PID namespace' in log.read_text(), 'message')
+        self.assertFalse(self.info()['helper'])
+        # as soon as it is in the same one it is served
+        self.put(f'proc/{pid}/task/{pid}/status',
+                 f'Name:\tqemu\nNSpid:\t{pid}\n')
+        self.wait(lambda: self.info()['helper'], 'helper')
+        self.assertEqual(self.log().count('PID namespace'), 1)
 
     @staticmethod
     def is_ours(peer):

@@ -98,7 +98,8 @@ class HelperTest(unittest.TestCase):
         self.put(self.root / 'sys/kernel/iommu_groups/7/devices' / DEVICE)
         pid = os.getpid()
         self.put(self.root / f'proc/{pid}/task/{pid}/status',
-                 'Name:\tqemu\nCpus_allowed_list:\t0-3\n')
+                 'Name:\tqemu\nUid:' + f'\t{os.geteuid()}' * 4 +
+                 '\nCpus_allowed_list:\t0-3\n')
         for irq in IRQS:
             self.put(self.mask(irq), '3\n')
             self.put(self.root / f'sys/kernel/irq/{irq}/actions',
@@ -179,6 +180,22 @@ class HelperTest(unittest.TestCase):
         except (BrokenPipeError, ConnectionResetError):
             return None
         return struct.unpack('=4I', reply)[2] if reply else None
+
+
+class Full(HelperTest):
+    """A processor without a free vector: the write ends with ENOSPC."""
+
+    def test_no_vector(self):
+        self.mask(IRQS[0]).unlink()
+        self.mask(IRQS[0]).symlink_to('/dev/full')
+        with self.connect() as peer, open('/dev/null', 'r+b') as proof:
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+            for args in (MOVE, IRQS[0], '', 2), (RESTORE, IRQS[0], '0-2'):
+                self.assertEqual(self.ask(peer, *args, fds=[proof.fileno()]),
+                                 errno.ENOSPC)
+            # that is of this one only
+            self.assertEqual(self.ask(peer, MOVE, IRQS[1], '', 2,
+                                      fds=[proof.fileno()]), 0)
 
 
 class LastWords(HelperTest):

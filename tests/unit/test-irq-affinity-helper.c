@@ -99,7 +99,8 @@ static void set_up(Fixture *f, gconstpointer cpus)
     put_irq(f, 50, "vfio-msix[0](" OTHER ")\n");
     put_irq(f, 51, "eth0\n");
     put(f, "0f\n", "/proc/irq/default_smp_affinity");
-    put(f, "Name:\tqemu\nCpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
+    f->peer.uid = 1000;
+    put(f, "Name:\tqemu\nUid:\t1000\t1000\t1000\t1000\nCpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
         "Mems_allowed_list:\t0\n", "/proc/%d/task/%d/status", getpid(),
         getpid());
 }
@@ -292,6 +293,72 @@ static void test_cpus(Fixture *f, gconstpointer cpus)
 }
 
 /* A thread of somebody else, and a peer that is gone */
+/* A set-uid program is not asked for by who started it. */
+static void test_other_user(Fixture *f, gconstpointer data)
+{
+    static const struct {
+        unsigned peer, real, effective, saved;
+        int error;
+    } cases[] = {
+        { 1000, 1000, 1000, 1000, 0 },
+        { 1000, 1000, 0, 0, ESRCH },
+        { 1000, 1000, 1000, 0, ESRCH },         /* for the moment */
+        { 1000, 0, 0, 0, ESRCH },
+        { 1000, 1000, 1001, 1001, ESRCH },
+        { 0, 1000, 1000, 1000, 0 },             /* root has given it up */
+    };
+    IRQHelperRequest rq;
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *status = g_strdup_printf(
+            "Name:\tqemu\nUid:\t%u\t%u\t%u\t%u\nCpus_allowed_list:\t1-3\n",
+            cases[i].real, cases[i].effective, cases[i].saved,
+            cases[i].effective);
+
+        put(f, status, "/proc/%d/task/%d/status", getpid(), getpid());
+        f->peer.uid = cases[i].peer;
+        rq = request(IRQ_HELPER_MOVE, 40, 2);
+        g_assert_cmpint(ask(f, &rq), ==, cases[i].error);
+        rq = request(IRQ_HELPER_RESTORE, 40, 0);
+        strcpy(rq.list, "1-2");
+        g_assert_cmpint(ask(f, &rq), ==, cases[i].error);
+        rq = request(IRQ_HELPER_WATCH, 0, 0);
+        if (cases[i].error) {
+            g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+        }
+    }
+    put(f, "Name:\tqemu\nCpus_allowed_list:\t1-3\n", "/proc/%d/task/%d/status",
+        getpid(), getpid());
+    f->peer.uid = 1000;
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+}
+
+/* Its threads have other numbers here. */
+static void test_namespace(Fixture *f, gconstpointer data)
+{
+    static const struct {
+        const char *line;
+        int error;
+    } cases[] = {
+        { "NSpid:\t77\n", 0 }, { "NSpid:\t77\t5\n", ESRCH }, { "", 0 },
+    };
+    IRQHelperRequest rq = request(IRQ_HELPER_HELLO, IRQ_HELPER_VERSION, 0);
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *status = g_strconcat("Name:\tqemu\n", cases[i].line,
+                                              NULL);
+
+        put(f, status, "/proc/%d/task/%d/status", getpid(), getpid());
+        g_assert_cmpint(ask(f, &rq), ==, cases[i].error);
+        g_assert_true(f->peer.greeted == !cases[i].error);
+    }
+    f->peer.pid = 0;
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
+}
+
 static void test_thread(Fixture *f, gconstpointer data)
 {
     IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
@@ -718,6 +785,8 @@ int main(int argc, char **argv)
     ADD("cpus", test_cpus, NULL);
     ADD("cpus-list", test_cpus, "2-9");
     ADD("thread", test_thread, NULL);
+    ADD("other-user", test_other_user, NULL);
+    ADD("namespace", test_namespace, NULL);
     ADD("restore", test_restore, NULL);
     ADD("restore-list", test_restore, "2-9");
     ADD("restore-nowhere", test_restore_nowhere, NULL);

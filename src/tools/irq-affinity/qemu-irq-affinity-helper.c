@@ -277,10 +277,13 @@ static bool serve_one(IRQServe *s, int from, IRQPeer *peer)
     return ok;
 }
 
-static void G_NORETURN serve_peer(IRQServe *s, int fd, pid_t pid,
-                                  pid_t parent)
+static void G_NORETURN serve_peer(IRQServe *s, int fd,
+                                  const struct ucred *cred, pid_t parent)
 {
-    IRQPeer peer = { .pid = pid, .pidfd = peer_pidfd(fd, pid), .fd = fd };
+    IRQPeer peer = {
+        .pid = cred->pid, .uid = cred->uid,
+        .pidfd = peer_pidfd(fd, cred->pid), .fd = fd,
+    };
 
     while (getppid() == parent && serve_one(s, fd, &peer)) {
         /* the next one */
@@ -332,7 +335,7 @@ static void G_NORETURN serve_next(const Helper *h, IRQSlot *slot, pid_t parent)
     close(h->handover[0]);
     close(h->handover[1]);
     close(h->listener);
-    serve_peer(h->s, fd, slot->peer.pid, parent);
+    serve_peer(h->s, fd, &slot->peer, parent);
 }
 
 static void G_NORETURN accept_all(const Helper *h, IRQSlot *slot, pid_t parent)
