@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "system/irq-affinity-proto.h"
@@ -17,6 +18,9 @@
 #define RETRY_MIN_MS 100
 #define RETRY_MAX_MS 30000
 #define SILENCE_MS 5000
+/* While others connect as well: how often it is tried, and when again */
+#define BUSY_TRIES 50
+#define BUSY_MS 10
 
 typedef struct Pending {
     IRQHelperRequest rq;
@@ -34,9 +38,11 @@ struct IRQClient {
     void *opaque;
     bool started;
     bool greeted;
+    bool told;              /* why it does not serve us */
     int fd;
     uint32_t last_id;
     unsigned retry_ms;
+    unsigned busy;          /* attempts since the last pause */
     unsigned restores;      /* not answered */
     QEMUTimer *timer;       /* next attempt, or the end of patience */
     PendingList pending;    /* sent */
@@ -288,7 +294,19 @@ static void finish(IRQClient *c, Pending *p, int err, bool other, int fd)
     pending_free(p);
 }
 
-/* Returns: false: this is no helper. */
+/* Once: it is asked again, at intervals. */
+static void tell_refused(IRQClient *c, int err)
+{
+    if (!c->told) {
+        c->told = true;
+        warn_report("irq-affinity: the helper at '%s' does not serve this "
+                    "process: %s", c->path,
+                    err == ESRCH ? "it runs in another PID namespace"
+                                 : strerror(err));
+    }
+}
+
+/* Returns: false: this is no helper, or not ours. */
 static bool take_reply(IRQClient *c, const IRQHelperReply *reply, int fd)
 {
     Pending *p = QTAILQ_FIRST(&c->pending);
@@ -298,7 +316,11 @@ static bool take_reply(IRQClient *c, const IRQHelperReply *reply, int fd)
         return false;
     }
     hello = p->rq.op == IRQ_HELPER_HELLO;
-    if (hello && (reply->error || reply->value != IRQ_HELPER_VERSION)) {
+    if (hello && reply->error) {
+        tell_refused(c, reply->error);
+        return false;
+    }
+    if (hello && reply->value != IRQ_HELPER_VERSION) {
         return false;
     }
     QTAILQ_REMOVE(&c->pending, p, next);
@@ -416,6 +438,23 @@ static void stop_if_done(IRQClient *c)
     }
 }
 
+/*
+ * The helper does not wait for anything of its peers: it will have room again.
+ * When it has none for longer, it is as if it were not there.
+ */
+static void try_again(IRQClient *c, int err)
+{
+    close_socket(c);
+    if (err == EAGAIN && c->busy < BUSY_TRIES) {
+        c->busy++;
+        trace_irq_affinity_helper_busy(c->path, c->busy);
+        timer_mod(c->timer, now_ms() + BUSY_MS);
+        return;
+    }
+    c->busy = 0;
+    retry_later(c);
+}
+
 static void try_connect(IRQClient *c)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -428,10 +467,10 @@ static void try_connect(IRQClient *c)
     /* a full backlog is an error as well, it does not wait */
     if (c->fd < 0 ||
         connect(c->fd, (struct sockaddr *)&addr, sizeof(addr))) {
-        close_socket(c);
-        retry_later(c);
+        try_again(c, errno);
         return;
     }
+    c->busy = 0;
     qemu_set_fd_handler(c->fd, readable, NULL, c);
     if (submit(c, &rq, -1, NULL) != -EINPROGRESS) {
         disconnect(c);

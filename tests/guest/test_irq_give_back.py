@@ -10,7 +10,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -149,7 +152,8 @@ class GiveBack(unittest.TestCase):
                      f'{100000 + self.runs} 0 0\n')
         for tid in threads + [pid]:
             self.put(f'proc/{pid}/task/{tid}/status',
-                     'Name:\tqemu\nCpus_allowed_list:\t0-3\n')
+                     'Name:\tqemu\nUid:' + f'\t{os.geteuid()}' * 4 +
+                     '\nCpus_allowed_list:\t0-3\n')
 
     def follow(self, irqs, cpu):
         """Interrupts occur until all have followed the vCPUs to @cpu."""
@@ -402,6 +406,64 @@ class GiveBack(unittest.TestCase):
         self.wait(lambda: self.info()['helper'], 'helper')
         self.take_off(irqs)
         self.wait_masks(irqs, ORIGINAL)
+
+    def test_helper_is_busy(self):
+        """No room to connect: QEMU tries again, and is served in the end."""
+        log = self.root / 'trace'
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, \
+                contextlib.ExitStack() as stack:
+            listener.bind(self.socket)
+            listener.listen(0)
+            for _ in range(64):
+                one = stack.enter_context(socket.socket(
+                    socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                one.setblocking(False)
+                try:
+                    one.connect(self.socket)
+                except BlockingIOError:
+                    break
+            else:
+                self.fail('there is always room')
+            irqs = self.start(1, 1, '-D', str(log),
+                              '-trace', 'irq_affinity_helper_busy')
+            self.route(irqs, 0)
+            self.set(0, 'irq-affinity', 'a')
+            self.wait(lambda: log.is_file() and
+                      'attempt 2' in log.read_text(), 'second attempt')
+            self.vm.cmd('query-status')         # it does not wait there
+            listener.settimeout(PATIENCE_S)
+            data = b''
+            while not data:
+                peer, _ = listener.accept()
+                with contextlib.closing(peer):
+                    peer.settimeout(0 if self.is_ours(peer) else PATIENCE_S)
+                    with contextlib.suppress(BlockingIOError):
+                        data = peer.recv(512)
+            self.assertEqual((len(data), data[:4]),
+                             (256, (1).to_bytes(4, sys.byteorder)))
+
+    def test_other_namespace(self):
+        """A helper to which QEMU's threads have other numbers: told once."""
+        self.start_helper()
+        irqs = self.start(1, 1)
+        pid = self.vm.get_pid()
+        self.put(f'proc/{pid}/task/{pid}/status',
+                 f'Name:\tqemu\nNSpid:\t{pid}\t1\n')
+        self.route(irqs, 0)
+        self.set(0, 'irq-affinity', 'a')
+        log = Path(self.vm._qemu_log_path)
+        self.wait(lambda: 'PID namespace' in log.read_text(), 'message')
+        self.assertFalse(self.info()['helper'])
+        # as soon as it is in the same one it is served
+        self.put(f'proc/{pid}/task/{pid}/status',
+                 f'Name:\tqemu\nNSpid:\t{pid}\n')
+        self.wait(lambda: self.info()['helper'], 'helper')
+        self.assertEqual(self.log().count('PID namespace'), 1)
+
+    @staticmethod
+    def is_ours(peer):
+        creds = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return struct.unpack('3i', creds)[0] == os.getpid()
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@
 #include <glib/gstdio.h>
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
+#include "tools/irq-affinity/accept.h"
 #include "tools/irq-affinity/serve.h"
 
 #define DEVICE "0000:01:00.0"
@@ -98,7 +99,8 @@ static void set_up(Fixture *f, gconstpointer cpus)
     put_irq(f, 50, "vfio-msix[0](" OTHER ")\n");
     put_irq(f, 51, "eth0\n");
     put(f, "0f\n", "/proc/irq/default_smp_affinity");
-    put(f, "Name:\tqemu\nCpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
+    f->peer.uid = 1000;
+    put(f, "Name:\tqemu\nUid:\t1000\t1000\t1000\t1000\nCpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
         "Mems_allowed_list:\t0\n", "/proc/%d/task/%d/status", getpid(),
         getpid());
 }
@@ -291,6 +293,72 @@ static void test_cpus(Fixture *f, gconstpointer cpus)
 }
 
 /* A thread of somebody else, and a peer that is gone */
+/* A set-uid program is not asked for by who started it. */
+static void test_other_user(Fixture *f, gconstpointer data)
+{
+    static const struct {
+        unsigned peer, real, effective, saved;
+        int error;
+    } cases[] = {
+        { 1000, 1000, 1000, 1000, 0 },
+        { 1000, 1000, 0, 0, ESRCH },
+        { 1000, 1000, 1000, 0, ESRCH },         /* for the moment */
+        { 1000, 0, 0, 0, ESRCH },
+        { 1000, 1000, 1001, 1001, ESRCH },
+        { 0, 1000, 1000, 1000, 0 },             /* root has given it up */
+    };
+    IRQHelperRequest rq;
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *status = g_strdup_printf(
+            "Name:\tqemu\nUid:\t%u\t%u\t%u\t%u\nCpus_allowed_list:\t1-3\n",
+            cases[i].real, cases[i].effective, cases[i].saved,
+            cases[i].effective);
+
+        put(f, status, "/proc/%d/task/%d/status", getpid(), getpid());
+        f->peer.uid = cases[i].peer;
+        rq = request(IRQ_HELPER_MOVE, 40, 2);
+        g_assert_cmpint(ask(f, &rq), ==, cases[i].error);
+        rq = request(IRQ_HELPER_RESTORE, 40, 0);
+        strcpy(rq.list, "1-2");
+        g_assert_cmpint(ask(f, &rq), ==, cases[i].error);
+        rq = request(IRQ_HELPER_WATCH, 0, 0);
+        if (cases[i].error) {
+            g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+        }
+    }
+    put(f, "Name:\tqemu\nCpus_allowed_list:\t1-3\n", "/proc/%d/task/%d/status",
+        getpid(), getpid());
+    f->peer.uid = 1000;
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+}
+
+/* Its threads have other numbers here. */
+static void test_namespace(Fixture *f, gconstpointer data)
+{
+    static const struct {
+        const char *line;
+        int error;
+    } cases[] = {
+        { "NSpid:\t77\n", 0 }, { "NSpid:\t77\t5\n", ESRCH }, { "", 0 },
+    };
+    IRQHelperRequest rq = request(IRQ_HELPER_HELLO, IRQ_HELPER_VERSION, 0);
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *status = g_strconcat("Name:\tqemu\n", cases[i].line,
+                                              NULL);
+
+        put(f, status, "/proc/%d/task/%d/status", getpid(), getpid());
+        g_assert_cmpint(ask(f, &rq), ==, cases[i].error);
+        g_assert_true(f->peer.greeted == !cases[i].error);
+    }
+    f->peer.pid = 0;
+    g_assert_cmpint(ask(f, &rq), ==, ESRCH);
+    rq = request(IRQ_HELPER_MOVE, 40, 2);
+    g_assert_cmpint(ask(f, &rq), ==, HUNG_UP);
+}
+
 static void test_thread(Fixture *f, gconstpointer data)
 {
     IRQHelperRequest rq = request(IRQ_HELPER_MOVE, 40, 2);
@@ -578,6 +646,132 @@ static void test_fuzz(Fixture *f, gconstpointer data)
     g_assert_cmpuint(granted, >, rounds / 1000);
 }
 
+/*
+ * Whose connection is next.  The descriptors are numbers only: a hundred times
+ * the user, and how many it had before.
+ */
+
+static bool add(IRQQueue *q, const IRQSlot *slots, unsigned uid, unsigned n)
+{
+    const struct ucred peer = { .uid = uid, .pid = 1000 * uid + n / 8 };
+
+    return irq_queue_add(q, slots, 100 * uid + n, &peer);
+}
+
+static void assert_empty(IRQQueue *q)
+{
+    g_assert_cmpint(irq_queue_take(q), ==, -1);
+}
+
+static void test_turns(void)
+{
+    g_autofree IRQSlot *slots = g_new0(IRQSlot, IRQ_SLOTS);
+    IRQQueue q;
+
+    irq_queue_init(&q);
+    assert_empty(&q);
+    for (unsigned i = 0; i < IRQ_WAITING_PER_USER_MAX; i++) {
+        g_assert_true(add(&q, slots, 1, i));
+    }
+    g_assert_false(add(&q, slots, 1, 99));
+    g_assert_cmpint(irq_queue_take(&q), ==, 100);
+    g_assert_cmpint(irq_queue_take(&q), ==, 101);
+    /* who comes later, with few, is served before all that wait longer */
+    g_assert_true(add(&q, slots, 2, 0));
+    g_assert_true(add(&q, slots, 2, 1));
+    g_assert_true(add(&q, slots, 3, 0));
+    g_assert_cmpint(irq_queue_take(&q), ==, 200);
+    g_assert_cmpint(irq_queue_take(&q), ==, 300);
+    /* and they take turns */
+    g_assert_cmpint(irq_queue_take(&q), ==, 102);
+    g_assert_cmpint(irq_queue_take(&q), ==, 201);
+    for (unsigned i = 3; i < IRQ_WAITING_PER_USER_MAX; i++) {
+        g_assert_cmpint(irq_queue_take(&q), ==, 100 + i);
+    }
+    assert_empty(&q);
+}
+
+/* One that always has as many as it may, against one that asks at times */
+static void test_turns_flood(void)
+{
+    g_autofree IRQSlot *slots = g_new0(IRQSlot, IRQ_SLOTS);
+    IRQQueue q;
+
+    irq_queue_init(&q);
+    for (unsigned i = 0; i < 1000; i++) {
+        unsigned before = 0;
+
+        while (add(&q, slots, 1, g_test_rand_int_range(0, 99))) {
+            /* the next one */
+        }
+        for (int n = g_test_rand_int_range(0, 40); n > 0; n--) {
+            irq_queue_take(&q);
+        }
+        g_assert_true(add(&q, slots, 2, 0));
+        while (irq_queue_take(&q) != 200) {
+            before++;
+        }
+        g_assert_cmpuint(before, <=, 1);
+    }
+    while (irq_queue_take(&q) >= 0) {
+        /* the next one */
+    }
+}
+
+static unsigned add_all(IRQQueue *q, const IRQSlot *slots, unsigned uid)
+{
+    unsigned count = 0;
+
+    while (add(q, slots, uid, count)) {
+        count++;
+    }
+    return count;
+}
+
+static void serve_some(IRQSlot *slots, unsigned at, unsigned count,
+                       unsigned uid, pid_t pid)
+{
+    for (unsigned i = at; i < at + count; i++) {
+        slots[i] = (IRQSlot) {
+            .state = IRQ_SLOT_SERVED, .peer = { .uid = uid, .pid = pid },
+        };
+    }
+}
+
+static void take_all(IRQQueue *q)
+{
+    while (irq_queue_take(q) >= 0) {
+        /* the next one */
+    }
+}
+
+/* Those that are served count as well. */
+static void test_turns_bounds(void)
+{
+    g_autofree IRQSlot *slots = g_new0(IRQSlot, IRQ_SLOTS);
+    unsigned count = 0;
+    IRQQueue q;
+
+    irq_queue_init(&q);
+    serve_some(slots, 0, IRQ_CONNECTIONS_PER_USER_MAX - 3, 1, 77);
+    g_assert_cmpuint(add_all(&q, slots, 1), ==, 3);
+    g_assert_cmpuint(add_all(&q, slots, 2), ==, IRQ_WAITING_PER_USER_MAX);
+    take_all(&q);
+
+    memset(slots, 0, IRQ_SLOTS * sizeof(*slots));
+    serve_some(slots, 5, IRQ_CONNECTIONS_PER_PROCESS_MAX - 2, 3, 3000);
+    g_assert_cmpuint(add_all(&q, slots, 3), ==, 2);
+    take_all(&q);
+
+    memset(slots, 0, IRQ_SLOTS * sizeof(*slots));
+    serve_some(slots, 0, 100, 50, 50);
+    for (unsigned uid = 1; uid < 50; uid++) {
+        count += add_all(&q, slots, uid);
+    }
+    g_assert_cmpuint(count, ==, IRQ_CONNECTIONS_MAX - 100);
+    take_all(&q);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -591,6 +785,8 @@ int main(int argc, char **argv)
     ADD("cpus", test_cpus, NULL);
     ADD("cpus-list", test_cpus, "2-9");
     ADD("thread", test_thread, NULL);
+    ADD("other-user", test_other_user, NULL);
+    ADD("namespace", test_namespace, NULL);
     ADD("restore", test_restore, NULL);
     ADD("restore-list", test_restore, "2-9");
     ADD("restore-nowhere", test_restore_nowhere, NULL);
@@ -602,5 +798,8 @@ int main(int argc, char **argv)
     ADD("fuzz", test_fuzz, NULL);
 #undef ADD
     g_test_add_func("/irq-affinity/helper/bad-list", test_bad_list);
+    g_test_add_func("/irq-affinity/helper/turns", test_turns);
+    g_test_add_func("/irq-affinity/helper/turns-flood", test_turns_flood);
+    g_test_add_func("/irq-affinity/helper/turns-bounds", test_turns_bounds);
     return g_test_run();
 }

@@ -11,10 +11,11 @@
  * to hold up nobody else.  Processes and not threads, since a wait for a FUSE
  * server cannot be killed, and would keep the helper from being restarted.
  *
- * The first process waits for connections, and makes a process that accepts
- * the next one.  It has no connection itself, not even one that is refused:
- * whoever closes the last descriptor of a connection closes all that was sent
- * through it as well.  A process that exits does not wait for sockets.
+ * The acceptor (accept.c) accepts connections and chooses the next one; the first
+ * process makes a process that takes it over, and another acceptor when that has
+ * ended.  It has no connection itself, not even one that is refused: whoever
+ * closes the last descriptor of a connection closes all that was sent through it
+ * as well.  A process that exits does not wait for sockets.
  *
  * A peer that sends what is no message is disconnected.
  */
@@ -36,16 +37,14 @@
 #include "qemu/rcu.h"
 #include "qemu/systemd.h"
 #include "qemu-version.h"
+#include "accept.h"
 #include "serve.h"
 
-/* a connection counts until its process has ended, however long that takes */
-#define CONNECTIONS_MAX 400
-#define CONNECTIONS_PER_USER_MAX 200
-#define CONNECTIONS_PER_PROCESS_MAX 16
-/* Processes, with those that have refused a connection and have not ended */
-#define SLOTS 1024
-/* How long one is waited for before it has accepted */
-#define START_NS (1000 * 1000 * 1000LL)
+/*
+ * Connections that wait to be accepted.  Accepting is quick; who fills this
+ * delays others by as many.
+ */
+#define BACKLOG 256
 /* After a failure that another attempt at once would meet again */
 #define REST_NS (100 * 1000 * 1000LL)
 /* How long a descriptor of the peer may be waited for, its closing included */
@@ -61,43 +60,28 @@
 #define SO_PEERPIDFD 77
 #endif
 
-typedef enum SlotState {
-    SLOT_FREE,
-    SLOT_STARTING,
-    SLOT_SERVED,
-    SLOT_REFUSED,
-    SLOT_NOTHING,               /* there was no connection */
-    SLOT_LATER,                 /* it could not be accepted now */
-} SlotState;
-
-/*
- * A process, and the connection that it has.  Shared by all processes.
- * @pid: the first process's
- * @state: a SlotState; from STARTING its process changes it
- * @peer: valid when SERVED
- */
-typedef struct Slot {
-    pid_t pid;
-    uint32_t state;
-    struct ucred peer;
-} Slot;
-
 /*
  * @signals: of signalfd()
- * @news: of eventfd(): a slot is no longer STARTING
+ * @news: of eventfd(): a slot is no longer STARTING, there is an offer, or the
+ *        acceptor ends
+ * @more: of eventfd(): the acceptor may offer another connection
+ * @handover: where connections are taken from, and sent to
  * @before: mask of signals
- * @slots: SLOTS
+ * @acceptor: its slot
  * @starting: the last one, until it has told
- * @not_before_ns: of the next one
+ * @not_before_ns: of the next one, or of the next acceptor
  */
 typedef struct Helper {
     IRQServe *s;
     int listener;
     int signals;
     int news;
+    int more;
+    int handover[2];
     sigset_t before;
-    Slot *slots;
-    Slot *starting;
+    IRQShared *shared;
+    IRQSlot *acceptor;
+    IRQSlot *starting;
     int64_t not_before_ns;
 } Helper;
 
@@ -293,10 +277,13 @@ static bool serve_one(IRQServe *s, int from, IRQPeer *peer)
     return ok;
 }
 
-static void G_NORETURN serve_peer(IRQServe *s, int fd, pid_t pid,
-                                  pid_t parent)
+static void G_NORETURN serve_peer(IRQServe *s, int fd,
+                                  const struct ucred *cred, pid_t parent)
 {
-    IRQPeer peer = { .pid = pid, .pidfd = peer_pidfd(fd, pid), .fd = fd };
+    IRQPeer peer = {
+        .pid = cred->pid, .uid = cred->uid,
+        .pidfd = peer_pidfd(fd, cred->pid), .fd = fd,
+    };
 
     while (getppid() == parent && serve_one(s, fd, &peer)) {
         /* the next one */
@@ -304,133 +291,175 @@ static void G_NORETURN serve_peer(IRQServe *s, int fd, pid_t pid,
     _exit(0);
 }
 
-/* Count with all that are counted already: two at a time are not let in both */
-static bool too_many(const Slot *slots, const struct ucred *peer)
+/* Returns: a connection that is to be served, or -1. */
+static int take_one(const Helper *h, IRQSlot *slot)
 {
-    unsigned all = 0, same_user = 0, same_process = 0;
-
-    for (unsigned i = 0; i < SLOTS; i++) {
-        if (qatomic_load_acquire(&slots[i].state) == SLOT_SERVED) {
-            all++;
-            same_user += slots[i].peer.uid == peer->uid;
-            same_process += slots[i].peer.pid == peer->pid;
-        }
-    }
-    return all > CONNECTIONS_MAX || same_user > CONNECTIONS_PER_USER_MAX ||
-           same_process > CONNECTIONS_PER_PROCESS_MAX;
-}
-
-/* Returns: a connection that is to be served, or -1; @slot tells. */
-static int accept_one(const Helper *h, Slot *slot)
-{
-    int fd = accept4(h->listener, NULL, NULL, SOCK_CLOEXEC);
+    int fd = irq_accept_take(h->handover[0]);
     socklen_t len = sizeof(slot->peer);
 
-    if (fd < 0) {
-        slot->state = errno == EAGAIN || errno == EINTR ||
-                      errno == ECONNABORTED ? SLOT_NOTHING : SLOT_LATER;
+    if (fd < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &slot->peer, &len)) {
         return -1;
     }
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &slot->peer, &len)) {
-        slot->state = SLOT_REFUSED;
-        return -1;
-    }
-    qatomic_store_release(&slot->state, SLOT_SERVED);
-    /* two at a time: at least one sees the other, too_many() reads after */
-    smp_mb();
-    if (too_many(h->slots, &slot->peer)) {
-        qatomic_set(&slot->state, SLOT_REFUSED);
-        return -1;
-    }
-    return fd;
+    qatomic_store_release(&slot->state, IRQ_SLOT_SERVED);
+    /* the acceptor may have been another one when it counted */
+    return irq_too_many(h->shared->slots, &slot->peer) ? -1 : fd;
 }
 
 /* @parent: dies with it */
-static void G_NORETURN serve_next(const Helper *h, Slot *slot, pid_t parent)
+static void begin_child(const Helper *h, pid_t parent)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) {
+        _exit(0);
+    }
+    sigprocmask(SIG_SETMASK, &h->before, NULL);
+    close(h->signals);
+}
+
+static void G_NORETURN serve_next(const Helper *h, IRQSlot *slot, pid_t parent)
 {
     int fd;
 
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    sigprocmask(SIG_SETMASK, &h->before, NULL);
-    close(h->signals);
-    fd = accept_one(h, slot);
-    if (eventfd_write(h->news, 1) || fd < 0) {
+    begin_child(h, parent);
+    fd = take_one(h, slot);
+    if (fd < 0) {
         /* not close(): see the top of this file */
+        qatomic_set(&slot->state, IRQ_SLOT_ENDING);
+    }
+    if (eventfd_write(h->news, 1) || fd < 0) {
         _exit(0);
     }
     close(h->news);
+    close(h->more);
+    close(h->handover[0]);
+    close(h->handover[1]);
     close(h->listener);
-    serve_peer(h->s, fd, slot->peer.pid, parent);
+    serve_peer(h->s, fd, &slot->peer, parent);
+}
+
+static void G_NORETURN accept_all(const Helper *h, IRQSlot *slot, pid_t parent)
+{
+    const IRQAcceptor acceptor = {
+        .listener = h->listener, .to = h->handover[1], .news = h->news,
+        .more = h->more, .shared = h->shared, .slot = slot,
+    };
+
+    begin_child(h, parent);
+    irq_accept(&acceptor);
+    _exit(0);
 }
 
 /*
  * All connections
  */
 
-static Slot *slot_of(Slot *slots, pid_t pid)
+static IRQSlot *slot_of(const Helper *h, pid_t pid)
 {
-    for (unsigned i = 0; i < SLOTS; i++) {
-        if (slots[i].pid == pid) {
-            return &slots[i];
+    for (unsigned i = 0; i < IRQ_SLOTS; i++) {
+        if (h->shared->slots[i].pid == pid) {
+            return &h->shared->slots[i];
         }
     }
     return NULL;
 }
 
-static void start_one(Helper *h, Slot *slot)
+/* Returns: the slot of a new process, NULL: not now. */
+static IRQSlot *start_one(Helper *h, uint32_t state,
+                          void (*run)(const Helper *, IRQSlot *, pid_t))
 {
     static bool told;
+    IRQSlot *slot = slot_of(h, 0);
     pid_t self = getpid(), pid;
 
-    slot->state = SLOT_STARTING;
+    if (!slot) {
+        return NULL;            /* until one ends */
+    }
+    slot->state = state;
     pid = fork();
     if (!pid) {
-        serve_next(h, slot, self);
+        run(h, slot, self);
     }
     if (pid > 0) {
         slot->pid = pid;
-        h->starting = slot;
-        h->not_before_ns = monotonic_ns() + START_NS;
-        return;
+        return slot;
     }
     if (!told) {
         told = true;
         say("cannot serve a connection: fork: %s", strerror(errno));
     }
-    slot->state = SLOT_FREE;
+    slot->state = IRQ_SLOT_FREE;
     h->not_before_ns = monotonic_ns() + REST_NS;
+    return NULL;
 }
 
-/* Has the last one accepted?  Before it has, there is nothing to accept. */
+/*
+ * Has the last one taken its connection, or ended?  Until then the acceptor
+ * offers no other.
+ */
 static void look_at_starting(Helper *h)
 {
-    uint32_t state = h->starting ? qatomic_read(&h->starting->state)
-                                 : SLOT_STARTING;
+    struct pollfd pollfd = { .fd = h->handover[0], .events = POLLIN };
 
-    if (state != SLOT_STARTING) {
-        h->starting = NULL;
-        h->not_before_ns = state == SLOT_LATER ? monotonic_ns() + REST_NS : 0;
+    if (!h->starting ||
+        qatomic_read(&h->starting->state) == IRQ_SLOT_STARTING) {
+        return;
     }
+    h->starting = NULL;
+    if (poll(&pollfd, 1, 0) > 0) {
+        return;                 /* it did not get there: another one does */
+    }
+    qatomic_store_release(&h->shared->offer, IRQ_OFFER_NONE);
+    eventfd_write(h->more, 1);
+}
+
+/* The one that it was sending has arrived, or has not. */
+static void acceptor_gone(Helper *h)
+{
+    struct pollfd pollfd = { .fd = h->handover[0], .events = POLLIN };
+
+    if (h->shared->offer == IRQ_OFFER_SENDING) {
+        h->shared->offer = poll(&pollfd, 1, 0) > 0 ? IRQ_OFFER_READY
+                                                   : IRQ_OFFER_NONE;
+    }
+    h->acceptor = NULL;
 }
 
 static void reap(Helper *h)
 {
     pid_t pid;
 
-    look_at_starting(h);
     while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
-        Slot *slot = slot_of(h->slots, pid);
+        IRQSlot *slot = slot_of(h, pid);
 
         if (!slot) {
             continue;
         }
-        if (slot == h->starting) {
-            /* it may have told since, or else it was killed */
-            qatomic_cmpxchg(&slot->state, SLOT_STARTING, SLOT_LATER);
-            look_at_starting(h);
+        if (slot == h->acceptor) {
+            acceptor_gone(h);
+            if (slot->state == IRQ_SLOT_ACCEPTING) {
+                /* it was killed: not again at once */
+                h->not_before_ns = monotonic_ns() + REST_NS;
+            }
         }
         slot->pid = 0;
-        qatomic_set(&slot->state, SLOT_FREE);
+        qatomic_set(&slot->state, IRQ_SLOT_FREE);
+    }
+    look_at_starting(h);
+    if (h->acceptor &&
+        qatomic_read(&h->acceptor->state) != IRQ_SLOT_ACCEPTING) {
+        acceptor_gone(h);
+    }
+}
+
+static void start_some(Helper *h)
+{
+    if (!h->acceptor) {
+        h->acceptor = start_one(h, IRQ_SLOT_ACCEPTING, accept_all);
+    }
+    if (!h->starting &&
+        qatomic_load_acquire(&h->shared->offer) == IRQ_OFFER_READY) {
+        h->starting = start_one(h, IRQ_SLOT_STARTING, serve_next);
     }
 }
 
@@ -454,39 +483,32 @@ static void serve(Helper *h)
         struct pollfd fds[] = {
             { .fd = h->signals, .events = POLLIN },
             { .fd = h->news, .events = POLLIN },
-            { .fd = -1, .events = POLLIN },
         };
         int64_t rest_ns;
-        Slot *slot;
 
-        /* before another is let in: they make room */
+        eventfd_read(h->news, &count);
         reap(h);
-        slot = slot_of(h->slots, 0);
-        rest_ns = h->not_before_ns - monotonic_ns();
-        if (slot && rest_ns <= 0) {
-            fds[2].fd = h->listener;
+        if (monotonic_ns() >= h->not_before_ns) {
+            start_some(h);
         }
+        rest_ns = h->not_before_ns - monotonic_ns();
         poll(fds, ARRAY_SIZE(fds),
              rest_ns > 0 ? rest_ns / (1000 * 1000) + 1 : -1);
-        if (fds[1].revents) {
-            eventfd_read(h->news, &count);
-        }
-        if (fds[2].revents) {
-            start_one(h, slot);
-        }
     }
 }
 
 /*
- * What waits to be accepted is closed with the last descriptor of the listening
- * socket: not by this process.
+ * What waits to be accepted, or to be taken, is closed with the last descriptor
+ * of these sockets: not by this process.
  */
-static void leave_listener(int listener)
+static void leave_sockets(const Helper *h)
 {
     pid_t self = getpid(), pid = fork();
 
     if (pid > 0) {
-        close(listener);
+        close(h->listener);
+        close(h->handover[0]);
+        close(h->handover[1]);
     } else if (!pid) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         while (getppid() == self) {
@@ -516,7 +538,7 @@ static int listen_at(const char *path)
     /* who may connect is the administrator's to widen */
     umask(0177);
     if (fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ||
-        listen(fd, 64)) {
+        listen(fd, BACKLOG)) {
         say("cannot listen at %s: %s", path, strerror(errno));
         if (fd >= 0) {
             close(fd);
@@ -612,9 +634,12 @@ static bool prepare(Helper *h)
     rcu_disable_atfork();
     h->signals = signalfd(-1, &block, SFD_CLOEXEC | SFD_NONBLOCK);
     h->news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    h->slots = mmap(NULL, SLOTS * sizeof(Slot), PROT_READ | PROT_WRITE,
-                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (h->signals < 0 || h->news < 0 || h->slots == MAP_FAILED) {
+    h->more = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    h->shared = mmap(NULL, sizeof(IRQShared), PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (h->signals < 0 || h->news < 0 || h->more < 0 ||
+        h->shared == MAP_FAILED ||
+        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, h->handover)) {
         say("cannot start: %s", strerror(errno));
         return false;
     }
@@ -654,7 +679,7 @@ int main(int argc, char **argv)
     if (!activated) {
         unlink(o.socket);
     }
-    leave_listener(h.listener);
+    leave_sockets(&h);
     irq_serve_free(h.s);
     return 0;
 }

@@ -184,29 +184,74 @@ static bool peer_hung_up(const IRQPeer *peer)
     return poll(&pollfd, 1, 0) > 0;
 }
 
+/* Returns: (transfer full): of a thread of the peer, NULL: it has none such. */
+static char *thread_status(const IRQServe *s, const IRQPeer *peer, pid_t tid)
+{
+    g_autofree char *path = serve_path(s, "/proc/%d/task/%d/status",
+                                       (int)peer->pid, (int)tid);
+
+    return irq_text_read(path);
+}
+
+/* Returns: (transfer full): of the line of @status, or NULL */
+static char *field(const char *status, const char *name)
+{
+    g_autofree char *start = g_strdup_printf("\n%s:", name);
+    const char *line = strstr(status, start);
+    char *value;
+
+    if (!line) {
+        return NULL;
+    }
+    line += strlen(start);
+    value = g_strndup(line, strcspn(line, "\n"));
+    return g_strstrip(value);
+}
+
+/*
+ * The process may have executed a set-uid program since it connected, and the
+ * connection may be another process's now: that is not to ask for it.  Root may
+ * have become who it likes, and could ask for anything.
+ */
+static bool same_user(const IRQPeer *peer, const char *status)
+{
+    g_autofree char *uids = field(status, "Uid");
+    unsigned real, effective, saved;
+
+    return !peer->uid ||
+           (uids && sscanf(uids, "%u %u %u", &real, &effective, &saved) == 3 &&
+            effective == peer->uid && saved == peer->uid);
+}
+
+/* Are its numbers of threads those that are known here? */
+static bool same_namespace(const IRQServe *s, const IRQPeer *peer)
+{
+    g_autofree char *status = thread_status(s, peer, peer->pid);
+    g_autofree char *numbers = status ? field(status, "NSpid") : NULL;
+
+    /* a number for each namespace, from this one inwards */
+    return peer->pid && !(numbers && strpbrk(numbers, " \t"));
+}
+
 /*
  * Where to: the processors on which a thread of the peer may run, if the
  * administrator allows them as well.  The kernel keeps the thread's within its
  * cpuset.
  *
- * Returns: (transfer full): a set; NULL: that is no thread of the peer.
+ * Returns: (transfer full): a set; NULL: that is no thread of the peer, or is
+ * another user's now.
  */
 static unsigned long *allowed_set(const IRQServe *s, const IRQPeer *peer,
                                   pid_t tid)
 {
-    g_autofree char *path = serve_path(s, "/proc/%d/task/%d/status",
-                                       (int)peer->pid, (int)tid);
-    g_autofree char *status = irq_text_read(path);
-    const char *list = status ? strstr(status, "\nCpus_allowed_list:") : NULL;
-    g_autofree char *line = NULL;
+    g_autofree char *status = thread_status(s, peer, tid);
+    g_autofree char *list = status ? field(status, "Cpus_allowed_list") : NULL;
     unsigned long *set;
 
-    if (!list) {
+    if (!list || !same_user(peer, status)) {
         return NULL;
     }
-    list = strchr(list, ':') + 1;
-    line = g_strndup(list, strcspn(list, "\n"));
-    set = set_of(g_strstrip(line));
+    set = set_of(list);
     if (set) {
         bitmap_and(set, set, s->cpus, IRQ_CPUS_MAX);
     }
@@ -338,7 +383,7 @@ static int write_affinity(const IRQServe *s, const IRQHelperRequest *rq,
         ret = -EIO;
     } else if (!irq_text_action(actions, rq->device, &vector)) {
         ret = -EPERM;
-    } else if (*s->root && ftruncate(fd, 0)) {
+    } else if (*s->root && ftruncate(fd, 0) && errno != EINVAL) {
         ret = -errno;
     } else {
         ret = irq_text_write(fd, list);
@@ -471,6 +516,10 @@ IRQServeResult irq_serve_request(IRQServe *s, IRQPeer *peer, const void *msg,
         peer->greeted = rq.number == IRQ_HELPER_VERSION;
         reply->value = IRQ_HELPER_VERSION;
         reply->error = peer->greeted ? 0 : EPROTONOSUPPORT;
+        if (peer->greeted && !same_namespace(s, peer)) {
+            peer->greeted = false;
+            reply->error = ESRCH;
+        }
         return IRQ_SERVE_ANSWER;
     }
     if (!peer->greeted) {

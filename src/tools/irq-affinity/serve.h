@@ -22,7 +22,8 @@ typedef struct IRQServe IRQServe;
 
 /**
  * struct IRQPeer: one connection
- * @pid: the process that connected
+ * @pid: the process that connected; 0: in no PID namespace of this process
+ * @uid: its effective user then
  * @pidfd: of it, to notice that it ended; -1: not known
  * @fd: the connection, to notice that it hung up: MOVE is refused then, RESTORE
  *      is not
@@ -31,6 +32,7 @@ typedef struct IRQServe IRQServe;
  */
 typedef struct IRQPeer {
     pid_t pid;
+    uid_t uid;
     int pidfd;
     int fd;
     bool greeted;
