@@ -11,7 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from callgrind import BenchError
 from report import spread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,6 +23,7 @@ from test_irq_affinity import GUEST                         # noqa: E402
 
 CPUS = 4
 PHASE_S = 6
+FEW = 100               # interrupts of a phase, of which no share is told
 REPEATS = 3
 PERIODS_MS = (1000, 200, 50)
 # before a look at what is idle: a quiet interrupt follows its vCPU once more
@@ -98,10 +98,10 @@ def phase(lab, guest, address, period_ms, seconds=PHASE_S):
     total, local, ipis, stays, time_us = map(int, lab.run(
         f'/tmp/irq_mover {guest.pid} {thread} {CPUS} {period_ms} {seconds} '
         f'{irqs}', limit_s=seconds + 60).split())
-    if total < 100:
-        raise BenchError(f'only {total} interrupts in {seconds} s')
     moves = guest.vm.cmd('query-irq-affinity')[0]['moves'] - start
-    return {'local': 100 * local / total, 'ipis': ipis / total,
+    few = total < FEW           # no share of these says anything
+    return {'local': None if few else 100 * local / total,
+            'ipis': None if few else ipis / total,
             'time': time_us / 1000, 'moves': moves / seconds,
             'interrupts': total, 'stays': stays}
 
@@ -202,16 +202,26 @@ def measure(say):
             return found, long, idle(guest)
 
 
+def row_of(found, case, key, unit, ways, below):
+    """Return a row of a table: the last way's ratio to @below.
+
+    A way with a phase of too few interrupts has no value, the case says so.
+    """
+    figures = {way: [f[key] for f in found[case, way]] for way in ways}
+    few = [way for way in ways if None in figures[way]]
+    values = {way: spread(figures[way]) for way in ways if way not in few}
+    if few:
+        case += f" (too few interrupts: {', '.join(few)})"
+    ratio = (values[ways[-1]]['median'] / max(values[below]['median'], 0.001)
+             if ways[-1] in values and below in values else None)
+    return {'case': case, 'unit': unit, 'values': values, 'ratio': ratio}
+
+
 def long_table(found):
     ways = ['off', 'irqbalance', 'on']
-    rows = []
-    for case in dict.fromkeys(c for c, _ in found):
-        for key, unit in ('local', '%'), ('ipis', 'IPIs per interrupt'):
-            values = {way: spread([f[key] for f in found[case, way]])
-                      for way in ways}
-            rows.append({'case': case, 'unit': unit, 'values': values,
-                         'ratio': values['on']['median']
-                         / max(values['irqbalance']['median'], 0.001)})
+    rows = [row_of(found, case, key, unit, ways, 'irqbalance')
+            for case in dict.fromkeys(c for c, _ in found)
+            for key, unit in (('local', '%'), ('ipis', 'IPIs per interrupt'))]
     return {'title': f'Against irqbalance, {LONG_PHASE_S} s each',
             'text': 'Interrupts taken on the vCPU\'s processor, and '
                     'rescheduling IPIs; the ratio is that of on to '
@@ -225,13 +235,8 @@ def run(say):
     for key, unit, title in (
             ('local', '%', 'Interrupts taken on the vCPU\'s processor'),
             ('ipis', 'per interrupt', 'Rescheduling IPIs')):
-        rows = []
-        for case in dict.fromkeys(c for c, _ in found):
-            values = {way: spread([f[key] for f in found[case, way]])
-                      for way in ('off', 'on')}
-            rows.append({'case': case, 'unit': unit, 'values': values,
-                         'ratio': values['on']['median']
-                         / max(values['off']['median'], 0.001)})
+        rows = [row_of(found, case, key, unit, ['off', 'on'], 'off')
+                for case in dict.fromkeys(c for c, _ in found)]
         tables.append({'title': title, 'text': '', 'ways': ['off', 'on'],
                        'rows': rows})
     most = max(f['moves'] for key, fs in found.items() for f in fs

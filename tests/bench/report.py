@@ -36,6 +36,11 @@ def median_text(row, way):
     return number(row['values'][way]['median']) if way in row['values'] else '-'
 
 
+def ratio_text(row):
+    """A ratio to what is not there is a dash."""
+    return '-' if row['ratio'] is None else f"{row['ratio']:.2f}"
+
+
 def as_text(result):
     lines = [f"\n{result['title']}  ({result['machine']})"]
     for table in result['tables']:
@@ -47,13 +52,14 @@ def as_text(result):
         for row in table['rows']:
             cells = [f'{median_text(row, w):>10}' for w in table['ways']]
             lines.append(' '.join([row['case'].ljust(width)] + cells
-                                  + [f"{row['ratio']:10.2f}"]))
+                                  + [f'{ratio_text(row):>10}']))
     return '\n'.join(lines) + '\n'
 
 
 def plot(table, stem, folder):
     """Draw a table as grouped bars; return the file name, or None."""
-    if not shutil.which('gnuplot'):
+    if not shutil.which('gnuplot') or not any(r['values']
+                                              for r in table['rows']):
         return None
     data = []
     for row in table['rows']:
@@ -87,7 +93,7 @@ def table_html(table):
                          f"{number(v['min'])}–{number(v['max'])}</span></td>"
                          if v else '<td>-</td>')
         rows.append(f"<tr><td>{html.escape(row['case'])}</td>"
-                    f"{''.join(cells)}<td class=ratio>{row['ratio']:.2f}"
+                    f"{''.join(cells)}<td class=ratio>{ratio_text(row)}"
                     '</td></tr>')
     return (f"<div class=scroll><table><tr><th>{table['rows'][0]['unit']}"
             f'</th>{head}<th>ratio</th></tr>{"".join(rows)}</table></div>')
@@ -98,7 +104,8 @@ def section(result, folder):
              f"<p>Read on {html.escape(result['machine'])}, "
              f"{result['date']}.</p>"]
     for i, table in enumerate(result['tables']):
-        counts = {v['runs'] for v in table['rows'][0]['values'].values()}
+        counts = next(({v['runs'] for v in r['values'].values()}
+                       for r in table['rows'] if r['values']), {0})
         runs = ' or '.join(map(str, sorted(counts)))
         parts += [f"<h3>{html.escape(table['title'])}</h3>",
                   f"<p>{html.escape(table['text'])}  Medians of {runs} runs, "

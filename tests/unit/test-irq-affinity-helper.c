@@ -100,7 +100,8 @@ static void set_up(Fixture *f, gconstpointer cpus)
     put_irq(f, 51, "eth0\n");
     put(f, "0f\n", "/proc/irq/default_smp_affinity");
     f->peer.uid = 1000;
-    put(f, "Name:\tqemu\nUid:\t1000\t1000\t1000\t1000\nCpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
+    put(f, "Name:\tqemu\nUid:\t1000\t1000\t1000\t1000\n"
+        "Cpus_allowed:\t0e\nCpus_allowed_list:\t1-3\n"
         "Mems_allowed_list:\t0\n", "/proc/%d/task/%d/status", getpid(),
         getpid());
 }

@@ -11,11 +11,11 @@
  * to hold up nobody else.  Processes and not threads, since a wait for a FUSE
  * server cannot be killed, and would keep the helper from being restarted.
  *
- * The acceptor (accept.c) accepts connections and chooses the next one; the first
- * process makes a process that takes it over, and another acceptor when that has
- * ended.  It has no connection itself, not even one that is refused: whoever
- * closes the last descriptor of a connection closes all that was sent through it
- * as well.  A process that exits does not wait for sockets.
+ * The acceptor (accept.c) accepts connections and chooses the next one; the
+ * first process makes a process that takes it over, and another acceptor when
+ * that has ended.  It has no connection itself, not even one that is refused:
+ * whoever closes the last descriptor of a connection closes all that was sent
+ * through it as well.  A process that exits does not wait for sockets.
  *
  * A peer that sends what is no message is disconnected.
  */
