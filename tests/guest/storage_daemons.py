@@ -185,7 +185,12 @@ class Daemons:
             if process and process.poll() is None:
                 self.kill(process)
         self.log.close()
-        shutil.rmtree(self.dir)
+        # a provider outlives the controller that started it, and writes here
+        end = time.monotonic() + WAIT_S
+        while self.dir.exists():
+            shutil.rmtree(self.dir, ignore_errors=True)
+            if time.monotonic() > end:
+                raise AssertionError(f'{self.dir} cannot be removed')
 
 
 # An exec provider: keeps a size in a file, counts, and does what it is told
