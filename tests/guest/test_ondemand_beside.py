@@ -232,6 +232,36 @@ class Beside(unittest.TestCase):
                         'it runs')
                 self.check_moved(to, resident)
 
+    def test_cancelled_while_one_waits(self):
+        """A migration ends the filling of one chunk; another waits for that.
+
+        When the migration was cancelled that one is mapped as soon as it is hot.
+        """
+        half = 128 * MIB
+        with open(self.path, 'r+b') as file:
+            file.truncate(2 * half)     # a hole: it takes a while to be read
+        with self.window_vm(
+                policy='granule=4k,chunks=2,threshold=2') as vm:
+            vm.set_bars(True)
+            vm.cmd('migrate-set-parameters', **{'max-bandwidth': 10000})
+            for at in 0, half:
+                for _ in range(4):
+                    vm.read(WINDOW + at)
+            vm.cmd('migrate', uri=f'file:{self.tmp / "stream"}')
+            vm.wait(lambda: vm.cmd('query-migrate')['status'] == 'active',
+                    'it begins')
+            late = 'mapped' in vm.states()
+            vm.cmd('migrate_cancel')
+            vm.wait(lambda: vm.cmd('query-migrate')['status'] == 'cancelled',
+                    'it is cancelled')
+
+            def mapped():       # the one that waits is all that is used
+                vm.read(WINDOW + half)
+                return vm.states()[1] == 'mapped'
+            vm.wait(mapped, 'it is mapped')
+        if late:
+            self.skipTest('a chunk was filled before the migration began')
+
     def test_ignore_shared(self):
         """The memory backend is the same file on both sides."""
         memory = self.tmp / 'memory'

@@ -297,16 +297,58 @@ class BareGuests(unittest.TestCase):
         for page, (first, second) in enumerate(zip(ram, mem)):
             self.assertIn(first - second, (0, 1), f'page {page}')
 
+    def check_snapshot(self, accel):
+        """A background snapshot is taken while the guest brings pages in."""
+        pages, name = 32768, f'bare-snapshot-{accel}'
+        path = report_dir('guest', name) / 'numbers'
+        stream = path.with_name('stream')
+        for file in path, stream:
+            self.addCleanup(file.unlink, missing_ok=True)
+        path.write_bytes(b''.join(struct.pack('<Q4088x', number + 1)
+                                  for number in range(pages)))
+        image = build_image('walk', {'SPIN': 3000, 'PAGES': pages})
+        device = f'ondemand-mem-pci,id=mem0,addr=4.0,policy=pol,file={path}'
+        policy = ('-object',
+                  'ondemand-policy,id=pol,granule=4k,threshold=1000000000')
+        for number in range(4):
+            stream.unlink(missing_ok=True)
+            with BareGuest(name, image, accel=accel, devices=(device,),
+                           args=policy) as guest:
+                vm = guest.vm
+                try:
+                    vm.cmd('migrate-set-capabilities', capabilities=[
+                        {'capability': 'background-snapshot', 'state': True}])
+                except Exception as err:    # of a host without it
+                    self.skipTest(str(err))
+                vm.cmd('migrate-set-parameters', **{'max-bandwidth': 1 << 40})
+                guest.wait_end('begin')
+                self.wait_for(lambda: vm.cmd('query-ondemand-map')[0][
+                    'resident'] > MIB * (number + 1))
+                vm.cmd('migrate', uri=f'file:{stream}')
+                self.wait_for(lambda: vm.cmd('query-migrate')['status']
+                              == 'completed')
+            with BareGuest(name, image, accel=accel, devices=(device,),
+                           args=(*policy, '-S', '-incoming',
+                                 f'file:{stream}')) as guest:
+                vm = guest.vm
+                self.wait_for(lambda: vm.cmd('query-status')['status']
+                              != 'inmigrate')
+                resident = vm.cmd('query-ondemand-map')[0]['resident']
+                numbers = self.pages(vm, path.with_name('memory'), 0xa0000000,
+                                     resident)
+            self.assertGreater(resident, MIB * (number + 1))
+            self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
+
     def wait_for(self, condition):
         deadline = time.monotonic() + 60
         while not condition():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
 
-    def pages(self, vm, path, address):
-        """Return the first word of each of the 16 pages."""
+    def pages(self, vm, path, address, size=0x10000):
+        """Return the first word of each page."""
         self.addCleanup(path.unlink, missing_ok=True)
-        vm.cmd('pmemsave', val=address, size=0x10000, filename=str(path))
+        vm.cmd('pmemsave', val=address, size=size, filename=str(path))
         return [word for word, in struct.iter_unpack(
             '<I4092x', path.read_bytes())]
 
@@ -348,6 +390,13 @@ class BareGuests(unittest.TestCase):
     def test_writes_while_migrating_kvm(self):
         self.need_kvm()
         self.check_writes('kvm')
+
+    def test_background_snapshot_tcg(self):
+        self.check_snapshot('tcg')
+
+    def test_background_snapshot_kvm(self):
+        self.need_kvm()
+        self.check_snapshot('kvm')
 
     def test_threshold_tcg(self):
         self.check_threshold('tcg')
