@@ -73,6 +73,18 @@ class Storage(unittest.TestCase):
             self.assertEqual(vm.counters()['refused-backing'], 0)
             self.assertEqual(vm.read_bytes(WINDOW, MIB), path.read_bytes())
 
+    def test_two_devices(self):
+        """The rate of the event is limited for each device by itself."""
+        path = self.make_file()
+        with WindowVm(self.name, POLICY + NEVER,
+                      f'file={path},rerror=report', devices=2) as vm:
+            vm.set_bars(True)
+            os.truncate(path, 0)
+            for n in range(2):
+                self.assertEqual(vm.read(WINDOW + n * MIB), ALL_ONES)
+            self.assertEqual([self.event(vm)['name'] for _ in range(2)],
+                             [f'/machine/peripheral/mem{n}' for n in range(2)])
+
     # Storage that runs out behind a memory backend
 
     def full_tmpfs(self):
