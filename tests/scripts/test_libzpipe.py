@@ -67,6 +67,7 @@ class Installed(unittest.TestCase):
         options = {'stdout': subprocess.PIPE, 'stdin': subprocess.DEVNULL,
                    **options}
         process = subprocess.Popen([str(x) for x in command], env=self.env,
+                                   preexec_fn=heed_interrupts,
                                    **options)
         for stream in process.stdin, process.stdout, process.stderr:
             if stream:
@@ -125,6 +126,11 @@ class Library(Installed):
         call(program, path, env=self.env)
         self.assertEqual(server.communicate(timeout=20)[0], b'hello\n')
         self.assertEqual(server.returncode, 0)
+
+
+def heed_interrupts():
+    """A shell's background job ignores them, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Command(Installed):
