@@ -20,7 +20,9 @@
 #include "qemu/osdep.h"
 #include "exec/cpu-common.h"
 #include "exec/ramlist.h"
+#include "qapi/qapi-types-migration.h"
 #include "migration/blocker.h"
+#include "migration/client-options.h"
 #include "migration/misc.h"
 #include "migration/postcopy-ram.h"
 #include "monitor/hmp.h"
@@ -234,7 +236,8 @@ static int migration_cb(NotifierWithReturn *n, MigrationEvent *e, Error **errp)
 {
     ZpipeVM *vm = container_of(n, ZpipeVM, migration);
 
-    if (e->type == MIG_EVENT_PRECOPY_DONE) {
+    /* a background snapshot says so, too, of a VM that stays here */
+    if (e->type == MIG_EVENT_PRECOPY_DONE && !migrate_background_snapshot()) {
         zpipe_link_stop(vm->s);
     }
     return 0;

@@ -53,9 +53,9 @@ const PropertyInfo qdev_prop_failover_unplug = {
 
 void failover_late_add(FailoverLate *late)
 {
+    late->requested = false;
     if (!late->added) {
         late->added = true;
-        late->requested = false;
         QTAILQ_INSERT_TAIL(&pairs, late, next);
         qatomic_set(&nr_pairs, nr_pairs + 1);
     }
