@@ -436,6 +436,13 @@ bool block_sizes_lookup(BlockDriverState *bs, int64_t *size)
     return true;
 }
 
+bool block_sizes_asking(BlockDriverState *bs)
+{
+    NodeSize *node = find_node(bs);
+
+    return node && is_running(node);
+}
+
 void block_sizes_forget(BlockDriverState *bs)
 {
     NodeSize *node = find_node(bs);

@@ -35,6 +35,14 @@ static void block_until_written(CharPost *post, CharFrontend *fe,
         qemu_chr_fe_write_all(fe, data, waiting);
     }
     qemu_chr_fe_write_all(fe, buf, len);
+    if (post->watch) {
+        /* nothing waits; and the reader may have gone, with its descriptor */
+        g_source_remove(post->watch);
+        post->watch = 0;
+        if (post->emptied) {
+            post->emptied(post);
+        }
+    }
 }
 
 /* Returns false if the reader has no room now. */
@@ -58,6 +66,8 @@ static bool write_some(CharPost *post)
     return true;
 }
 
+static void start_watch(CharPost *post);
+
 static gboolean reader_has_room(void *do_not_use, GIOCondition cond,
                                 void *opaque)
 {
@@ -65,7 +75,10 @@ static gboolean reader_has_room(void *do_not_use, GIOCondition cond,
 
     while (!fifo8_is_empty(&post->fifo)) {
         if (!write_some(post)) {
-            return G_SOURCE_CONTINUE;
+            /* of a hub, another reader than the one that had no room before */
+            post->watch = 0;
+            start_watch(post);
+            return G_SOURCE_REMOVE;
         }
     }
     trace_char_post_empty();

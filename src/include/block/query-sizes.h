@@ -91,6 +91,17 @@ bool block_sizes_when_ready(BlockSizesFunc *func, void *opaque);
 bool block_sizes_lookup(BlockDriverState *bs, int64_t *size);
 
 /**
+ * block_sizes_asking: is a thread asking for a node's size?
+ * @bs: the node
+ *
+ * The thread has a duplicate of the file's descriptor, so locks on it outlive
+ * the descriptor: who closes that has to take them off first.
+ *
+ * Context: main thread, BQL held.
+ */
+bool block_sizes_asking(BlockDriverState *bs);
+
+/**
  * block_sizes_forget: a node's file is about to be closed
  * @bs: the node
  *
