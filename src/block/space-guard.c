@@ -748,6 +748,10 @@ guard_co_no_space(SpaceGuard *g, const SpaceOp *op)
         ret = guard_co_do(g->bs, op);
         if (ret >= 0) {
             guard_co_written(g, op);
+            if (f.probe && op->type == OP_DISCARD) {
+                /* it went through, so what failed may be tried again */
+                space_request_written(g, op->offset, op->bytes);
+            }
             return ret;
         }
         if (!is_no_space(ret)) {

@@ -779,7 +779,7 @@ static void check_target(const SgPolicy *p, int64_t size, uint64_t needed,
     add = MAX(add, lead);
     add = MAX(add, (unsigned __int128)(size / 100) * p->percent);
     add = MIN(add, LIMIT);
-    wanted = ROUND_UP(size + (__int128)add, p->align);
+    wanted = (size + (__int128)add + p->align - 1) / p->align * p->align;
     if (wanted > p->max) {
         wanted = p->max / p->align * p->align;
     }
@@ -801,7 +801,8 @@ static void test_target(void)
             .chunk = pick(1, LIMIT),
             .percent = pick(0, 1000),
             .lead_ms = pick(0, 600000),
-            .align = (uint64_t)512 << g_test_rand_int_range(0, 22),
+            .align = i % 2 ? (uint64_t)512 << g_test_rand_int_range(0, 22)
+                           : pick(512, 1 << 30),
             .max = pick(1, LIMIT),
         };
 

@@ -320,7 +320,7 @@ const char *sg_policy_target(const SgPolicy *p, int64_t size, uint64_t needed,
     /* what a file system needs beside the data, see SPACE_SLACK_BYTES */
     add = MAX(add, needed + 128 * 1024);
     add = MIN(add, SIZE_LIMIT);
-    want = ROUND_UP(size + add, p->align);
+    want = QEMU_ALIGN_UP(size + add, p->align);
     if (want > p->max) {
         want = p->max / p->align * p->align;
         if (want <= size || want - size < needed) {
