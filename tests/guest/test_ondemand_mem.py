@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from contextlib import contextmanager
 from pathlib import Path
 
 from bare_metal import BareGuest, build_image, kvm_probe, run_bare
@@ -284,12 +285,8 @@ class BareGuests(unittest.TestCase):
                                                 'downtime-limit': 2000})
             self.wait_for(lambda: vm.cmd('query-migrate')['status']
                           == 'completed')
-        with BareGuest(name, image, accel=accel, devices=(device,),
-                       args=(*policy, '-S', '-incoming',
-                             f'file:{stream}')) as guest:
-            vm = guest.vm
-            self.wait_for(lambda: vm.cmd('query-status')['status']
-                          != 'inmigrate')
+        with self.arrived(name, image, stream, accel=accel, devices=(device,),
+                          args=policy) as vm:
             ram, mem = (self.pages(vm, stream.with_name(key), address)
                         for key, address in (('ram', 0x200000),
                                              ('mem', 0xe0000000)))
@@ -327,17 +324,23 @@ class BareGuests(unittest.TestCase):
                 vm.cmd('migrate', uri=f'file:{stream}')
                 self.wait_for(lambda: vm.cmd('query-migrate')['status']
                               == 'completed')
-            with BareGuest(name, image, accel=accel, devices=(device,),
-                           args=(*policy, '-S', '-incoming',
-                                 f'file:{stream}')) as guest:
-                vm = guest.vm
-                self.wait_for(lambda: vm.cmd('query-status')['status']
-                              != 'inmigrate')
+            with self.arrived(name, image, stream, accel=accel,
+                              devices=(device,), args=policy) as vm:
                 resident = vm.cmd('query-ondemand-map')[0]['resident']
                 numbers = self.pages(vm, path.with_name('memory'), 0xa0000000,
                                      resident)
             self.assertGreater(resident, MIB * (number + 1))
             self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
+
+    @contextmanager
+    def arrived(self, name, image, stream, args, **options):
+        """A VM that was saved to a file, loaded and not running."""
+        with BareGuest(name, image, args=(*args, '-S', '-incoming',
+                                          f'file:{stream}'),
+                       **options) as guest:
+            self.wait_for(lambda: guest.vm.cmd('query-status')['status']
+                          != 'inmigrate')
+            yield guest.vm
 
     def wait_for(self, condition):
         deadline = time.monotonic() + 60

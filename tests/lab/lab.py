@@ -57,7 +57,8 @@ IOMMUS = {
     'intel': (['intel-iommu,intremap=on,caching-mode=on'],
               'intel_iommu=on iommu=nopt'),
     'amd': (['amd-iommu,intremap=on,dma-remap=on'], 'iommu=nopt'),
-    # its driver is an optional module; it remaps no interrupts, so VFIO must be told to go on
+    # its driver is an optional module; it remaps no interrupts, so VFIO must
+    # be told to go on
     'virtio': (['virtio-iommu-pci'], 'iommu=nopt lab=unsafe-interrupts'),
 }
 

@@ -358,47 +358,78 @@ static void set_pam(TrackedVM *vm, uint8_t val)
     g_free(mch);
 }
 
+/* A ring at 0xd0000, memory that comes and goes by a PAM register */
+typedef struct RegionTest {
+    char *args;
+    TrackedVM src, dst;
+    Driver driver;
+} RegionTest;
+
+/* Up to where no sync follows but the last. */
+static void region_start(RegionTest *t, uint8_t pam)
+{
+    g_autofree char *dev = device("igb0", 1);
+
+    t->args = g_strdup_printf("%s,addr=6.0,write-tracking=igb", dev);
+    fake_vfio("");
+    tracked_vm_start(&t->src, QPCI_DEVFN(6, 0), t->args);
+    set_pam(&t->src, pam);
+    tracked_vm_fill(&t->src);
+    driver_start(&t->driver, &t->src);
+    tracked_vm_migrate(&t->src, stream);
+    tracked_vm_wait_first_pass(&t->src);
+    tracked_vm_wait_switchover(&t->src);
+}
+
+/* The ring's first buffer is there from now on, and no sync has seen it. */
+static void region_receive(RegionTest *t)
+{
+    driver_start_at(&t->driver, &t->src, 0xd0000);
+    g_assert_cmpint(tracked_vm_command(&t->src, TESTDEV_CMD_RECEIVE, 0, 1,
+                                       0x42), ==, 0);
+    g_assert_cmphex(qtest_readb(t->src.qts, 0xd0000), ==, 0x42);
+}
+
+/* Returns: how often all memory was marked */
+static int64_t region_arrive(RegionTest *t)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                t->args, stream);
+    int64_t marked_all;
+    QDict *info;
+
+    tracked_vm_finish(&t->src);
+    info = tracking_info(&t->src);
+    marked_all = qdict_get_int(info, "marked-all");
+    qobject_unref(info);
+    tracked_vm_start(&t->dst, 0, incoming);
+    tracked_vm_wait(&t->dst, "completed");
+    return marked_all;
+}
+
+static void region_end(RegionTest *t)
+{
+    g_assert_cmphex(qtest_readb(t->dst.qts, 0xd0000), ==, 0x42);
+    tracked_vm_stop(&t->dst);
+    tracked_vm_stop(&t->src);
+    g_free(t->args);
+    real_vfio();
+}
+
 /*
  * A buffer is written, and its memory unmapped before anyone looks; the ring
  * then finds something else at its address.
  */
 static void test_walker_region(void)
 {
-    g_autofree char *dev = device("igb0", 1);
-    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=igb",
-                                            dev);
-    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
-                                                args, stream);
-    TrackedVM src, dst;
-    Driver driver;
-    QDict *info;
+    RegionTest t;
 
-    fake_vfio("");
-    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
-    set_pam(&src, 0x33);
-    tracked_vm_fill(&src);
-    driver_start(&driver, &src);
-    tracked_vm_migrate(&src, stream);
-    tracked_vm_wait_first_pass(&src);
-    tracked_vm_wait_switchover(&src);
-    /* the ring's first buffer is there from now on, and no sync has seen it */
-    driver_start_at(&driver, &src, 0xd0000);
-    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_RECEIVE, 0, 1, 0x42),
-                    ==, 0);
-    g_assert_cmphex(qtest_readb(src.qts, 0xd0000), ==, 0x42);
-    set_pam(&src, 0);
-    tracked_vm_finish(&src);
-    info = tracking_info(&src);
-    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
-    qobject_unref(info);
-
-    tracked_vm_start(&dst, 0, incoming);
-    tracked_vm_wait(&dst, "completed");
-    set_pam(&dst, 0x33);
-    g_assert_cmphex(qtest_readb(dst.qts, 0xd0000), ==, 0x42);
-    tracked_vm_stop(&dst);
-    tracked_vm_stop(&src);
-    real_vfio();
+    region_start(&t, 0x33);
+    region_receive(&t);
+    set_pam(&t.src, 0);
+    g_assert_cmpint(region_arrive(&t), ==, 0);
+    set_pam(&t.dst, 0x33);
+    region_end(&t);
 }
 
 /*
@@ -407,44 +438,18 @@ static void test_walker_region(void)
  */
 static void test_walker_region_all(void)
 {
-    g_autofree char *dev = device("igb0", 1);
-    g_autofree char *args = g_strdup_printf("%s,addr=6.0,write-tracking=igb",
-                                            dev);
-    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
-                                                args, stream);
-    TrackedVM src, dst;
-    Driver driver;
-    QDict *info;
+    RegionTest t;
 
-    fake_vfio("");
-    tracked_vm_start(&src, QPCI_DEVFN(6, 0), args);
-    set_pam(&src, 0);
-    tracked_vm_fill(&src);
-    driver_start(&driver, &src);
-    tracked_vm_migrate(&src, stream);
-    tracked_vm_wait_first_pass(&src);
-    tracked_vm_wait_switchover(&src);
+    region_start(&t, 0);
     /* no sync from here to the end; the tail is outside of the ring */
-    write_reg(&src, TESTDEV_RDT, RING);
-    set_pam(&src, 0x33);
-    driver_start_at(&driver, &src, 0xd0000);
-    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_RECEIVE, 0, 1, 0x42),
-                    ==, 0);
-    g_assert_cmphex(qtest_readb(src.qts, 0xd0000), ==, 0x42);
+    write_reg(&t.src, TESTDEV_RDT, RING);
+    set_pam(&t.src, 0x33);
+    region_receive(&t);
     /* the write-back has destroyed the buffer's address */
-    write_reg(&src, TESTDEV_RDT, RING);
-    tracked_vm_finish(&src);
-    info = tracking_info(&src);
-    g_assert_cmpint(qdict_get_int(info, "marked-all"), >=, 2);
-    qobject_unref(info);
-
-    tracked_vm_start(&dst, 0, incoming);
-    tracked_vm_wait(&dst, "completed");
-    g_assert_cmphex(qtest_readb(dst.qts, 0xd0000), ==, 0x42);
-    g_assert_cmpint(tracked_vm_differences(&src, &dst, dir), ==, 0);
-    tracked_vm_stop(&dst);
-    tracked_vm_stop(&src);
-    real_vfio();
+    write_reg(&t.src, TESTDEV_RDT, RING);
+    g_assert_cmpint(region_arrive(&t), >=, 2);
+    g_assert_cmpint(tracked_vm_differences(&t.src, &t.dst, dir), ==, 0);
+    region_end(&t);
 }
 
 /* A device that logs its DMA needs no walker, and gets none. */
