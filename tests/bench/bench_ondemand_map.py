@@ -87,7 +87,8 @@ def payload_instructions(build, policy, reads, **defines):
     devices = [x for d in options['devices'] for x in ('-device', d)]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            callgrind(folder) + [
+            # a vCPU alone would keep the main loop from mapping
+            callgrind(folder, '--fair-sched=yes') + [
                 str(build / 'qemu-system-x86_64'), '-machine',
                 options['machine'], '-accel', 'tcg,thread=single',
                 '-nodefaults', '-display', 'none', '-cpu', 'qemu64', '-m',

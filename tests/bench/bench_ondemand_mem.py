@@ -123,7 +123,8 @@ def payload_instructions(defines, options):
     image = build_image('ondemand', {'HAMMER': 0, **defines})
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            callgrind(folder) + [
+            # a vCPU alone would keep the main loop from mapping
+            callgrind(folder, '--fair-sched=yes') + [
                 str(SERIES / 'qemu-system-x86_64'), '-machine', 'q35',
                 '-accel', 'tcg,thread=single', '-nodefaults', '-display',
                 'none', '-cpu', 'qemu64', '-m', '64M', '-bios', str(image),
