@@ -245,6 +245,31 @@ class OneGuest(ZpipeTest):
                 time.sleep(0.2)
         self.exchange('z0', 192 * MIB, meanwhile=stop_often)
 
+    def test_background_snapshot(self):
+        """It ends as a migration does, but the VM stays: so do its pipes."""
+        from qemu.qmp import ExecuteError
+        vm, wanted = self.guest.vm, {'capability': 'background-snapshot'}
+
+        def snapshot():
+            vm.cmd('migrate', uri=f'file:{self.home}/snapshot')
+            end = time.monotonic() + 60
+            while vm.cmd('query-migrate')['status'] != 'completed':
+                self.assertLess(time.monotonic(), end)
+                time.sleep(0.05)
+            os.unlink(f'{self.home}/snapshot')
+        vm.cmd('migrate-set-parameters', **{'max-bandwidth': 1 << 40})
+        try:
+            vm.cmd('migrate-set-capabilities',
+                   capabilities=[{**wanted, 'state': True}])
+        except ExecuteError as err:     # the host's kernel has it not
+            self.skipTest(str(err))
+        try:
+            self.exchange('z0', 192 * MIB, meanwhile=snapshot)
+        finally:
+            vm.cmd('migrate-set-capabilities',
+                   capabilities=[{**wanted, 'state': False}])
+        self.exchange('z0', MIB)        # another client
+
     def test_lost_connection(self):
         """Both sides go on where they were."""
         def break_often():
