@@ -46,6 +46,25 @@ def environment(**values):
             del os.environ[name]
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """Run before all other work of the host, and what is started meanwhile.
+
+    The longest of a thousand accesses is otherwise one in which the host ran
+    something else.  Without the right to do so, it stays like that.
+    """
+    old = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *old)
+
+
 def ticks(conn, seconds):
     """Return how many ticks came in a time, and the longest pause in ms."""
     start = last = time.monotonic()
@@ -223,14 +242,18 @@ def measure(say):
             speed, pause = progress(build, machine)
             keep('speed', way, speed)
             keep('pause', way, pause)
-            keep('floppy', way, floppy(build, (
-                '-global', 'isa-fdc.posted-writes=on') if way == 'on' else ()))
-            keep('longest', way, writes(build, device, READER_PAUSE_S,
-                                        300)[0])
+            with undisturbed():
+                keep('floppy', way, floppy(build, (
+                    '-global', 'isa-fdc.posted-writes=on')
+                    if way == 'on' else ()))
+                keep('longest', way, writes(build, device, READER_PAUSE_S,
+                                            300)[0])
+                keep('card', way, longest_access(build, device, CARD_S,
+                                                 CARD_BLOCKS))
+                keep('card, none', way, longest_access(build, device, 0,
+                                                       CARD_BLOCKS))
             keep('ready', way, 1e6 * 20000 / writes(build, device, 0,
                                                     20000)[1])
-            keep('card', way, longest_access(build, device, CARD_S,
-                                             CARD_BLOCKS))
             with tempfile.TemporaryDirectory() as folder:
                 keep('card ready', way, ready_rate(
                     build, device, Path(folder) / 'card', 100))
@@ -281,7 +304,9 @@ def run(say):
                      f'of a guest that writes {CARD_BLOCKS} by the data port.',
              'ways': ways,
              'rows': [row('longest access', 'us', found['card'], 'on',
-                          'base')]},
+                          'base'),
+                      row('the same, a disk that takes no time', 'us',
+                          found['card, none'], 'on', 'base')]},
             {'title': 'An SD card, disk ready',
              'text': 'Transfers of 128 blocks by DMA to a file.',
              'ways': ways,

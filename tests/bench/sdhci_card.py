@@ -87,6 +87,9 @@ class Card:
         self.command(7, rca, R1B)
         if self.command(13, rca, R1) >> 9 & 0xf != 4:
             raise BenchError('the card is not ready')
+        # for a while QEMU still starts
+        for _ in range(5000):
+            self.read(0x24)
         self.longest_s = 0
 
     def wait(self, bits, pause_s=0):
