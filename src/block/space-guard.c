@@ -243,6 +243,85 @@ static bool GRAPH_RDLOCK is_raw_on_fixed(BlockDriverState *bs)
     return bs->drv && g_str_equal(bs->drv->format_name, "host_device");
 }
 
+/* Who does has an error policy that says what becomes of it */
+static bool keeps_failed_writes(DeviceState *dev)
+{
+    return object_property_find(OBJECT(dev), "werror");
+}
+
+/*
+ * A device that writes to @bs and does not keep a write that fails, or NULL.
+ * @writer is about to write, if it is not NULL.  A backing file is not
+ * written to by who uses the image above it.
+ */
+static DeviceState * GRAPH_RDLOCK find_careless(BlockDriverState *bs,
+                                                BlockBackend *writer)
+{
+    DeviceState *dev = NULL;
+    BdrvChild *c;
+
+    QLIST_FOREACH(c, &bs->parents, next_parent) {
+        BlockBackend *blk = NULL;
+
+        if (c->role & BDRV_CHILD_COW) {
+            continue;
+        }
+        if (c->klass->parent_is_bds) {
+            dev = find_careless(c->opaque, writer);
+            if (dev) {
+                return dev;
+            }
+            continue;
+        }
+        /* a job is no back end */
+        while ((blk = blk_all_next(blk))) {
+            if (c->opaque != blk ||
+                !(blk == writer || c->perm & BLK_PERM_WRITE)) {
+                continue;
+            }
+            dev = blk_get_attached_dev(blk);
+            if (dev && !keeps_failed_writes(dev)) {
+                return dev;
+            }
+        }
+    }
+    return NULL;
+}
+
+static bool GRAPH_RDLOCK check_hold(SpaceGuard *g, BlockBackend *writer,
+                                    Error **errp)
+{
+    DeviceState *dev = NULL;
+    g_autofree char *path = NULL;
+
+    if (g->policy == BLOCK_SPACE_POLICY_HOLD) {
+        dev = find_careless(g->bs, writer);
+    }
+    if (!dev) {
+        return true;
+    }
+    path = object_get_canonical_path(OBJECT(dev));
+    error_setg(errp, "Property 'policy' of space-guard node '%s' is 'hold', "
+               "but must be 'stop' below %s '%s': that device would lose "
+               "a write that waits in vain", bdrv_get_node_name(g->bs),
+               object_get_typename(OBJECT(dev)), path ?: "");
+    return false;
+}
+
+bool space_guard_check_writer(BlockBackend *blk, Error **errp)
+{
+    SpaceGuard *g;
+    unsigned n = 0;
+
+    for (unsigned i = 0; (g = find_in_backend(blk, NULL, i, &n)); i++, n = 0) {
+        GRAPH_RDLOCK_GUARD_MAINLOOP();
+        if (!check_hold(g, blk, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool space_guard_check_backend(BlockBackend *blk, Error **errp)
 {
     BlockdevOnError werror = blk_get_on_error(blk, false);
@@ -913,6 +992,14 @@ static int guard_open(BlockDriverState *bs, QDict *options, int flags,
     return 0;
 }
 
+/* Whoever comes to write here, or above, asks for permission */
+static int GRAPH_RDLOCK guard_check_perm(BlockDriverState *bs, uint64_t perm,
+                                         uint64_t shared, Error **errp)
+{
+    return !(perm & BLK_PERM_WRITE) || check_hold(bs->opaque, NULL, errp)
+           ? 0 : -EINVAL;
+}
+
 static void guard_close(BlockDriverState *bs)
 {
     space_requests_remove_guard(bs->opaque);
@@ -944,6 +1031,7 @@ static BlockDriver bdrv_space_guard = {
     .bdrv_reopen_prepare      = guard_reopen_prepare,
     .bdrv_reopen_commit       = guard_reopen_commit,
     .bdrv_child_perm          = bdrv_default_perms,
+    .bdrv_check_perm          = guard_check_perm,
 
     .bdrv_co_getlength        = guard_co_getlength,
     .bdrv_co_preadv_part      = guard_co_preadv_part,

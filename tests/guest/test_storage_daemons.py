@@ -86,11 +86,13 @@ class Controller(DaemonTest):
     def test_many_at_once(self):
         """One growth at a time; the same question many times is one."""
         self.set('delay', 0.05)
+        self.daemons.configure([{**self.policy, 'resource': self.base}])
         self.daemons.start_controller()
         peers = [self.daemons.connect() for _ in range(4)]
         for number in range(1, 4):
             for peer in peers:
-                peer.send(**self.request(number))
+                peer.send(**self.request(number, path=f'/disk{number}',
+                                         needed=600000))
         # the answer is for all that asked
         for peer in peers:
             answers = [peer.receive() for _ in range(3)]
@@ -103,6 +105,58 @@ class Controller(DaemonTest):
         growths = self.daemons.growths()
         for before, after in zip(growths, growths[1:]):
             self.assertEqual(before['target'], after['from'])
+
+    def test_pool(self):
+        """Disks of one pool that is full: it grows once for all of them."""
+        self.set('delay', 0.1)
+        self.daemons.configure([{**self.policy, 'resource': self.base}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, 5):
+            peer.send(**self.request(1, path=f'/disk{number}',
+                                     instance=f'i{number}', vm=f'v{number}'))
+        self.assertEqual({peer.receive()['result'] for _ in range(4)},
+                         {'grown'})
+        self.assertEqual(len(self.calls()), 1)
+        # all of that is written down, and answered again
+        self.daemons.kill(self.daemons.controller)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, 5):
+            self.assertEqual(peer.ask(**self.request(
+                1, path=f'/disk{number}', instance=f'i{number}'))['result'],
+                'grown')
+        self.assertEqual(len(self.calls()), 1)
+        # what the others leave is not enough for one more
+        for number in range(5, 8):
+            peer.send(**self.request(1, path=f'/disk{number}', needed=MB // 2,
+                                     instance=f'i{number}'))
+        self.assertEqual({peer.receive()['result'] for _ in range(3)},
+                         {'grown'})
+        self.assertEqual(len(self.calls()), 3)
+
+    def test_same_disk(self):
+        """Two instances of one disk need the same storage, not twice of it."""
+        self.set('delay', 0.1)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for name in 'ij':
+            peer.send(**self.request(1, instance=name, needed=3 * MB))
+        self.assertEqual({peer.receive()['result'] for _ in range(2)},
+                         {'grown'})
+        self.assertEqual(len(self.calls()), 1)
+        # asked for before that ended, said after it
+        self.assertEqual(peer.ask(**self.request(
+            1, instance='k', **{'age-ms': 60000}))['result'], 'grown')
+        self.assertEqual(len(self.calls()), 1)
+        # asked for again, or anew: it was not enough
+        self.assertEqual(peer.ask(**self.request(1, 2))['result'], 'grown')
+        self.assertEqual(peer.ask(**self.request(1, instance='l'))['result'],
+                         'grown')
+        self.assertEqual(len(self.calls()), 3)
+        # and by hand it is what is wanted
+        self.assertEqual(self.daemons.ctl('grow', 'vm', self.base)[0], 0)
+        self.assertEqual(len(self.calls()), 4)
 
     def test_two_agents(self):
         """One that asked and is gone takes no answer from the other."""
@@ -317,6 +371,23 @@ class Controller(DaemonTest):
         results = [peer.ask(**self.request(1, attempt))['result']
                    for attempt in range(1, 9)]
         self.assertEqual(results, ['grown'] * 5 + ['denied'] * 3)
+
+    def test_continued_by_the_user(self):
+        """Attempts that the user of a VM makes are not held against it."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for attempt in (7, 12, 1000):
+            self.assertEqual(peer.ask(**self.request(1, attempt))['result'],
+                             'grown')
+        self.daemons.kill(self.daemons.controller)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        results = [peer.ask(**self.request(1, attempt))['result']
+                   for attempt in range(1001, 1004)]
+        self.assertEqual(results, ['grown'] * 2 + ['denied'])
+        # another request has nothing to do with it
+        self.assertEqual(peer.ask(**self.request(10, 1000))['result'],
+                         'grown')
 
     def test_bad_sizes(self):
         for mode in ('zero', 'negative', 'garbage', 'fail', 'lie'):

@@ -9,10 +9,14 @@
  * in the journal, so a request that comes again, because an agent or this
  * process was killed, is answered and not served twice.
  *
- * One growth at a time per resource.  A provider that fails, hangs or lies is
- * asked again for the same size, with a growing pause; never for more.  While
- * that lasts the request has no answer: the virtual machine waits, and
- * qemu-storage-ctl list shows why.
+ * One growth at a time per resource.  Many may wait for the same one: the disks
+ * of a full pool, or a disk that two machines have seen, as when one of them is
+ * migrated.  Who had asked before a growth ended, and finds what it needs in
+ * that, gets no other one.
+ *
+ * A provider that fails, hangs or lies is asked again for the same size, with a
+ * growing pause; never for more.  While that lasts the request has no answer:
+ * the virtual machine waits, and qemu-storage-ctl list shows why.
  */
 
 #include "qemu/osdep.h"
@@ -28,6 +32,8 @@
 #define TASKS_OF_VM_MAX 256       /* a guard of a machine has one */
 #define WORD_MAX_BYTES 4096
 #define LIST_MAX 10000
+#define AGE_MAX_MS (24 * 60 * 60 * 1000)
+#define TASK_BY_HAND INT64_MAX    /* whatever others ask for */
 #define LIST_PART 16              /* so many fit into a line in any case */
 
 /*
@@ -56,13 +62,24 @@ typedef struct Task {
     unsigned timer;
     char *error;                  /* why it is not done yet */
     int64_t since_us;
+    int64_t raised_us;            /* monotonic; TASK_BY_HAND */
 } Task;
+
+/* A growth that has ended */
+typedef struct Grown {
+    int64_t ended_us;             /* monotonic */
+    uint64_t from, target;
+    uint64_t spare;               /* what nobody asked for */
+    char *path;                   /* of who did */
+} Grown;
 
 struct SgController {
     GPtrArray *policies;
     SgJournal *journal;
     GHashTable *tasks;            /* key: Task */
     GHashTable *busy;             /* resource: GQueue of Task, the first runs */
+    GHashTable *grown;            /* resource: the last Grown */
+    GHashTable *served;           /* INSTANCE/ID: number of growths */
     GQueue begun;                 /* Tasks that wait for the journal */
     unsigned sync;                /* source of journal_sync() */
     GHashTable *paused;           /* names of VMs */
@@ -126,6 +143,79 @@ static void set_count(GHashTable *counts, const char *vm, unsigned n)
     } else {
         g_hash_table_remove(counts, vm);
     }
+}
+
+/*
+ * How often a request was served is in the journal: its own count of attempts
+ * rises, too, when the user of the machine lets it go on without storage.
+ */
+static char *request_of_key(const char *key)
+{
+    return g_strndup(key, strrchr(key, '/') - key);
+}
+
+static void count_served(SgController *c, const char *key)
+{
+    g_autofree char *request = strchr(key, '/') ? request_of_key(key) : NULL;
+
+    if (request) {
+        set_count(c->served, request, count_of(c->served, request) + 1);
+    }
+}
+
+static bool is_served_often(const Task *t)
+{
+    g_autofree char *request = request_of_key(t->key);
+
+    return count_of(t->c->served, request) >= t->policy->attempts;
+}
+
+static void grown_free(gpointer opaque)
+{
+    Grown *g = opaque;
+
+    g_free(g->path);
+    g_free(g);
+}
+
+static void note_grown(Task *t)
+{
+    uint64_t by = t->growth->target - t->growth->from;
+    uint64_t wanted = t->raised_us == TASK_BY_HAND ? 0 : t->needed;
+    Grown *g;
+
+    if (!by) {
+        return;
+    }
+    g = g_new0(Grown, 1);
+    g->ended_us = g_get_monotonic_time();
+    g->from = t->growth->from;
+    g->target = t->growth->target;
+    g->path = g_strdup(t->growth->path);
+    /* after a crash it is not known what was wanted */
+    g->spare = t->path ? by - MIN(by, wanted) : 0;
+    g_hash_table_replace(t->c->grown, g_strdup(t->resource), g);
+}
+
+/*
+ * Whether a growth that ended after the request was raised has what it needs.
+ * Two that need it for the same disk need the same.
+ */
+static bool was_grown(Task *t, uint64_t size)
+{
+    Grown *g = g_hash_table_lookup(t->c->grown, t->resource);
+
+    if (!g || g->ended_us <= t->raised_us || size < g->target) {
+        return false;
+    }
+    if (g_str_equal(g->path, t->path)) {
+        return t->needed <= g->target - g->from;
+    }
+    if (t->needed > g->spare) {
+        return false;
+    }
+    g->spare -= t->needed;
+    return true;
 }
 
 /* What has begun is finished all the same */
@@ -232,6 +322,8 @@ static void task_done(Task *t)
     if (!sg_journal_end(t->c->journal, t->growth, t->provider_us, &error)) {
         g_warning("%s", error->message);
     }
+    count_served(t->c, t->key);
+    note_grown(t);
     g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
               t->resource, t->growth->from, t->growth->target);
     task_end(t);
@@ -304,8 +396,10 @@ static void size_known(int64_t size, const char *error, void *opaque)
         return;
     }
     if (!t->growth) {
-        why = sg_policy_target(t->policy, size, t->needed, t->rate, &target);
-        if (why) {
+        if (was_grown(t, size)) {
+            target = size;        /* is written down: it has its answer */
+        } else if ((why = sg_policy_target(t->policy, size, t->needed,
+                                           t->rate, &target))) {
             task_deny(t, why);
             return;
         }
@@ -402,7 +496,7 @@ static void task_decide(Task *t)
     t->policy = sg_policy_find(c->policies, t->vm, t->path);
     if (!t->policy) {
         task_deny(t, "no policy matches");
-    } else if (t->attempt > t->policy->attempts) {
+    } else if (is_served_often(t)) {
         task_deny(t, "it was grown often enough without effect");
     } else if (!t->policy->resource && !is_plain(t->path)) {
         task_deny(t, "the path must be absolute, without '.' and '..'");
@@ -465,6 +559,7 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     int64_t attempt = qdict_get_try_int(d, "attempt", 0);
     int64_t needed = qdict_get_try_int(d, "needed", -1);
     int64_t rate = qdict_get_try_int(d, "rate", 0);
+    int64_t age_ms = qdict_get_try_int(d, "age-ms", 0);
     g_autofree char *key = NULL;
     SgGrowth *growth;
     Task *t;
@@ -503,6 +598,7 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     t->attempt = attempt;
     t->needed = needed;
     t->rate = MAX(rate, 0);
+    t->raised_us = t->since_us - CLAMP(age_ms, 0, AGE_MAX_MS) * 1000;
     add_asker(t, conn);
     task_decide(t);
 }
@@ -658,6 +754,7 @@ static void handle_grow(SgController *c, SgConn *conn, QDict *d)
     t->id = 1;
     t->attempt = 1;
     t->needed = bytes;
+    t->raised_us = TASK_BY_HAND;
     add_asker(t, conn);
     task_decide(t);
 }
@@ -754,11 +851,16 @@ SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
     c->paused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->denials = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    c->grown = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                     grown_free);
+    c->served = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->conns = g_hash_table_new(NULL, NULL);
     for (unsigned i = 0; i < all->len; i++) {
         SgGrowth *g = g_ptr_array_index(all, i);
 
-        if (!g->ended) {
+        if (g->ended && !g->denied) {
+            count_served(c, g->key);
+        } else if (!g->ended) {
             Task *t = task_new(c, g->key, g->vm);
 
             g_message("%s: had begun, is finished now", g->key);

@@ -50,6 +50,25 @@ void space_guard_cancel(void);
 bool space_guard_check_backend(BlockBackend *blk, Error **errp);
 
 /**
+ * space_guard_check_writer: refuse who loses what a space-guard holds
+ * @blk: what a device is about to write to
+ * @errp: set when this returns false
+ *
+ * A write may wait only for a device that keeps it when it fails after all,
+ * one with the property "werror".  Others write while the vCPU or the main
+ * loop waits, which then cannot take the answer.
+ *
+ * It is for a device whose permissions do not count yet, as the migration is
+ * incoming.  Else the guard sees it, and whatever comes above it later.
+ *
+ * Returns: false when a guard below @blk that writes go through has
+ * policy=hold, and its device does not keep them.
+ *
+ * Context: main thread.
+ */
+bool space_guard_check_writer(BlockBackend *blk, Error **errp);
+
+/**
  * space_vm_user_stop: somebody has stopped the VM
  *
  * From now on it is not resumed automatically, whatever had stopped it before.
