@@ -396,10 +396,12 @@ static void size_known(int64_t size, const char *error, void *opaque)
         return;
     }
     if (!t->growth) {
-        if (was_grown(t, size)) {
-            target = size;        /* is written down: it has its answer */
-        } else if ((why = sg_policy_target(t->policy, size, t->needed,
-                                           t->rate, &target))) {
+        target = size;
+        /* one by nothing is written down, too: the request has its answer */
+        why = was_grown(t, size) ? NULL
+                                 : sg_policy_target(t->policy, size, t->needed,
+                                                    t->rate, &target);
+        if (why) {
             task_deny(t, why);
             return;
         }
