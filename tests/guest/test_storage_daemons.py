@@ -15,7 +15,7 @@ import unittest
 from pathlib import Path
 
 from storage_daemons import WAIT_S, Daemons, daemon_binary, write_provider
-from storage_vm import KIB, Loop, Tmpfs, need_root
+from storage_vm import KIB, Loop, Tmpfs, need_root, run
 
 MB = 1000000
 TEN = 10
@@ -169,6 +169,139 @@ class Controller(DaemonTest):
         goes.close()
         self.assertEqual(stays.receive()['result'], 'grown')
         self.assertEqual(len(self.calls()), 1)
+
+    def flood(self, connect, count):
+        """Connect often, and say nothing."""
+        for _ in range(count):
+            sock = connect()
+            self.addCleanup(sock.close)
+
+    def connect_raw(self):
+        """Connect; there may be no room in the queue at the moment."""
+        end = time.monotonic() + WAIT_S
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(WAIT_S)
+            try:
+                sock.connect(str(self.daemons.socket))
+                return sock
+            except BlockingIOError:
+                sock.close()
+                self.assertLess(time.monotonic(), end, 'it accepts nothing')
+                time.sleep(0.01)
+
+    def wait_few_descriptors(self, most):
+        """Those of connections that are closed go at once, or nearly so."""
+        end = time.monotonic() + WAIT_S
+        while self.daemons.descriptors() > most:
+            self.assertLess(time.monotonic(), end, 'connections stay')
+            time.sleep(0.01)
+
+    def limit_files(self, number):
+        """... of the test itself, which has the other ends."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < number:
+            self.skipTest(f'{hard} files may be open, not {number}')
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE,
+                        (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
+
+    def test_flood(self):
+        """Many that connect and say nothing do not keep an agent out."""
+        self.limit_files(1500)
+        self.daemons.configure([self.policy], connections=20, hello_ms=600000)
+        self.daemons.start_controller()
+        resource.prlimit(self.daemons.controller.pid, resource.RLIMIT_NOFILE,
+                         (600, 600))
+        log = Path(self.daemons.log.name)
+        start = log.stat().st_size
+        spoke = self.daemons.connect()
+        self.assertEqual(spoke.ask(**self.request())['result'], 'grown')
+        self.flood(self.connect_raw, 1000)
+        peer = self.daemons.connect()
+        self.assertEqual(peer.ask(**self.request())['result'], 'grown')
+        # one that has said something is not sent away for those
+        self.assertEqual(spoke.ask(**self.request())['result'], 'grown')
+        self.wait_few_descriptors(60)
+        with open(log, 'rb') as file:
+            file.seek(start)
+            told = file.read().count(b'connections without a message')
+        self.assertIn(told, (1, 2, 3))
+
+    def test_all_have_spoken(self):
+        """Then the next has to go, until there is room."""
+        # one is that of start_controller()
+        self.daemons.configure([self.policy], connections=4)
+        self.daemons.start_controller()
+        peers = [self.daemons.connect() for _ in range(3)]
+        for peer in peers:
+            peer.send(type='hello')
+            self.assertEqual(peer.ask(type='history', limit=0)['type'],
+                             'reply')
+        refused = self.daemons.connect()
+        self.assertIsNone(refused.receive())
+        self.assertEqual(peers[0].ask(**self.request())['result'], 'grown')
+        peers[1].close()
+        end = time.monotonic() + WAIT_S
+        while True:
+            try:
+                if self.daemons.connect().ask(type='history', limit=0):
+                    break
+            except OSError:
+                pass                # it was closed before it was written to
+            self.assertLess(time.monotonic(), end, 'there is no room')
+
+    def test_silent(self):
+        """Who says nothing, or never ends, goes; an agent need not talk."""
+        self.daemons.configure([self.policy], hello_ms=300)
+        self.daemons.start_controller()
+        agent, silent, slow = (self.daemons.connect() for _ in range(3))
+        agent.send(type='hello')
+        slow.file.write(b'{"type": ')
+        slow.file.flush()
+        self.assertIsNone(silent.receive())
+        self.assertIsNone(slow.receive())
+        self.assertTrue(agent.silent(1))
+        self.assertEqual(agent.ask(**self.request())['result'], 'grown')
+
+    def test_flood_tls(self):
+        """Neither do those that begin no handshake, or do not end one."""
+        self.daemons.configure([self.policy], connections=20, hello_ms=2000)
+        ctl, port = self.start_tls()
+        before = self.daemons.descriptors()
+
+        def connect():
+            return socket.create_connection(('127.0.0.1', port), WAIT_S)
+
+        def begin():
+            sock = connect()
+            # a record of 512 bytes begins, with a hello that is longer
+            sock.sendall(bytes.fromhex('160301020001000400'))
+            return sock
+        for how, count in ((connect, 200), (begin, 15)):
+            self.flood(how, count)
+            end = time.monotonic() + WAIT_S
+            while ctl('ca', 'client')[0]:
+                self.assertLess(time.monotonic(), end, 'it is kept out')
+        self.wait_few_descriptors(before + 5)
+        # and such a one is told by the end of its connection
+        with connect() as sock:
+            self.assertEqual(sock.recv(1), b'')
+
+    def test_too_few_files(self):
+        """A number of connections that cannot be is refused."""
+        self.daemons.configure([self.policy], connections=1000)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard < 1000:
+            self.skipTest(f'only {hard} files may be open')
+        done = subprocess.run(
+            ['prlimit', '--nofile=600:600',
+             daemon_binary('qemu-storage-controller'), '-l',
+             f'unix:{self.daemons.socket}', '-c', self.daemons.config, '-j',
+             self.daemons.journal], text=True, timeout=20,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("'connections' is 1000, but may be 88", done.stderr)
 
     def test_own_place(self):
         """A machine that asks without end leaves room for others."""
@@ -422,6 +555,64 @@ class Controller(DaemonTest):
         self.set('delay', 0)
         self.assertEqual(peer.receive()['result'], 'grown')
         self.assertEqual(len(self.calls()), 1)
+
+    def test_provider_does_not_read(self):
+        """... what it is told: what it says, and how it ends, is what counts.
+        """
+        script = self.daemons.dir / 'script'
+        self.daemons.configure([{**self.policy, 'command': [str(script)]}])
+        # a pipe would break, sooner or later
+        script.write_text(
+            '#!/bin/sh\n[ ! -p /dev/stdin ] || { echo A pipe >&2; exit 1; }\n'
+            f'exec <&-\necho \'{{"size": 500}}\'\n[ ! -e {self.base}.fail ]'
+            ' || { echo No disks today >&2; exit 3; }\n')
+        script.chmod(0o755)
+        self.set('fail', '')
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        peer.send(**self.request())
+        self.daemons.wait_listed('No disks today')
+        self.daemons.kill(self.daemons.controller)
+        Path(f'{self.base}.fail').unlink()
+        # it tells a size that is too small for a growth
+        self.daemons.start_controller()
+        self.daemons.connect().send(**self.request())
+        self.daemons.wait_listed('but the size is 500')
+
+    def test_disk_hangs(self):
+        """A system call that waits keeps nobody else waiting."""
+        need_root()
+        disk = Loop(16 << 20)
+        self.addCleanup(disk.close)
+        mount = self.daemons.dir / 'mount'
+        mount.mkdir()
+        for tool in ('mkfs.ext4', 'fsfreeze'):
+            if not shutil.which(tool):
+                self.skipTest(f'{tool} not found')
+        run('mkfs.ext4', '-q', disk.path)
+        run('mount', disk.path, mount)
+        self.addCleanup(run, 'umount', mount)
+        (mount / 'file').write_bytes(b'data')
+        self.daemons.configure([
+            {'provider': 'file', 'path': f'{mount}/*', 'chunk': MB,
+             'max': 20 * MB}, self.policy])
+        run('fsfreeze', '-f', mount)
+        frozen = [True]
+
+        def thaw():
+            if frozen:
+                frozen.clear()
+                run('fsfreeze', '-u', mount)
+        self.addCleanup(thaw)
+        self.daemons.start_controller()
+        waits, peer = self.daemons.connect(), self.daemons.connect()
+        waits.send(**self.request(1, path=f'{mount}/file'))
+        self.daemons.wait_listed('growing')
+        self.assertEqual(peer.ask(**self.request(2))['result'], 'grown')
+        self.assertTrue(waits.silent())
+        thaw()
+        self.assertEqual(waits.receive()['result'], 'grown')
+        self.assertGreater((mount / 'file').stat().st_size, MB)
 
     def test_provider_leaves_children(self):
         """What a late provider has started is killed, or not waited for."""
@@ -785,8 +976,8 @@ class Controller(DaemonTest):
         self.assertEqual(path.stat().st_size, 1 << 20)
         self.assertEqual(path.read_bytes()[:4], b'data')
 
-    def test_tls(self):
-        """With certificates of one CA they talk, else not."""
+    def start_tls(self):
+        """Start a controller with TLS; return ctl(ca, name), and the port."""
         folder = self.daemons.dir
 
         def openssl(*words):
@@ -835,9 +1026,14 @@ class Controller(DaemonTest):
                 self.skipTest('GLib has no TLS (package glib-networking)')
             return done.returncode, done.stdout
 
-        end = time.monotonic() + 10
+        end = time.monotonic() + WAIT_S
         while ctl('ca', 'client') != (0, 'grown\n'):
             self.assertLess(time.monotonic(), end, ctl('ca', 'client'))
+        return ctl, port
+
+    def test_tls(self):
+        """With certificates of one CA they talk, else not."""
+        ctl, port = self.start_tls()
         self.assertEqual(ctl('ca', 'stranger')[0], 1)
         self.assertEqual(ctl('other', 'client')[0], 1)
         self.assertEqual(ctl('ca', 'client')[0], 0)

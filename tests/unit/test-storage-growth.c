@@ -690,8 +690,9 @@ static void policy_fails(const char *member, const char *value)
         "{\"policies\": [{\"provider\": \"file\", %s\"%s\": %s}]}",
         g_str_equal(member, "max") ? "" : "\"max\": 1000, ", member, value);
     g_autoptr(GError) error = NULL;
+    SgLimits limits;
 
-    g_assert_null(sg_policies_parse(text, &error));
+    g_assert_null(sg_policies_parse(text, &limits, &error));
     g_assert_nonnull(error);
     g_assert_nonnull(strstr(error->message, member));
 }
@@ -702,7 +703,8 @@ static void policy_works(const char *member, const char *value)
         "{\"policies\": [{\"provider\": \"file\", %s\"%s\": %s}]}",
         g_str_equal(member, "max") ? "" : "\"max\": 1000, ", member, value);
     g_autoptr(GError) error = NULL;
-    g_autoptr(GPtrArray) policies = sg_policies_parse(text, &error);
+    SgLimits limits;
+    g_autoptr(GPtrArray) policies = sg_policies_parse(text, &limits, &error);
 
     g_assert_no_error(error);
     g_assert_nonnull(policies);
@@ -840,14 +842,15 @@ static void ignore_log(const char *domain, GLogLevelFlags level,
 static G_NORETURN void be_controller(int fd)
 {
     g_autoptr(GError) error = NULL;
-    GPtrArray *policies = sg_policies_parse(config, &error);
+    SgLimits limits;
+    GPtrArray *policies = sg_policies_parse(config, &limits, &error);
     SgJournal *j = sg_journal_open(path, &error);
     GSocket *sock = g_socket_new_from_fd(fd, NULL);
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     g_log_set_default_handler(ignore_log, NULL);
     if (policies && j && sock) {
-        sg_controller_serve(sg_controller_new(policies, j), G_IO_STREAM(
+        sg_controller_serve(sg_controller_new(policies, &limits, j), G_IO_STREAM(
             g_socket_connection_factory_create_connection(sock)));
         g_main_loop_run(g_main_loop_new(NULL, false));
     }

@@ -22,7 +22,6 @@
 #include "qemu/osdep.h"
 #include "conn.h"
 #include "controller.h"
-#include "policy.h"
 #include "provider.h"
 #include "qobject/qlist.h"
 
@@ -34,6 +33,7 @@
 #define LIST_MAX 10000
 #define AGE_MAX_MS (24 * 60 * 60 * 1000)
 #define TASK_BY_HAND INT64_MAX    /* whatever others ask for */
+#define TELL_US (10 * G_USEC_PER_SEC)
 #define LIST_PART 16              /* so many fit into a line in any case */
 
 /*
@@ -73,8 +73,17 @@ typedef struct Grown {
     char *path;                   /* of who did */
 } Grown;
 
+/* An agent or a qemu-storage-ctl, or somebody who has not said yet */
+typedef struct Peer {
+    SgController *c;
+    SgConn *conn;
+    unsigned timer;               /* runs as long as it is silent */
+    GList silent;                 /* ... and in the queue of those */
+} Peer;
+
 struct SgController {
     GPtrArray *policies;
+    SgLimits limits;
     SgJournal *journal;
     GHashTable *tasks;            /* key: Task */
     GHashTable *busy;             /* resource: GQueue of Task, the first runs */
@@ -85,7 +94,10 @@ struct SgController {
     GHashTable *paused;           /* names of VMs */
     GHashTable *denials;          /* name of a VM: number */
     GHashTable *open;             /* name of a VM: number of its Tasks */
-    GHashTable *conns;            /* of SgConn */
+    GHashTable *peers;            /* of Peer */
+    GQueue silent;                /* Peers, in the order of their coming */
+    unsigned dropped;             /* connections, since that was told */
+    int64_t told_us;
 };
 
 static void task_start(Task *t);
@@ -761,6 +773,11 @@ static void handle_grow(SgController *c, SgConn *conn, QDict *d)
     task_decide(t);
 }
 
+/* It is there, and has nothing to ask for */
+static void handle_hello(SgController *c, SgConn *conn, QDict *d)
+{
+}
+
 static void handle_outcome(SgController *c, SgConn *conn, QDict *d)
 {
     g_message("%s: request %" PRId64 ", attempt %" PRId64 ": %s",
@@ -773,6 +790,7 @@ static const struct Handler {
     const char *type;
     void (*handle)(SgController *c, SgConn *conn, QDict *d);
 } handlers[] = {
+    { "hello", handle_hello },
     { "request", handle_request },
     { "outcome", handle_outcome },
     { "list", handle_list },
@@ -782,13 +800,68 @@ static const struct Handler {
     { "grow", handle_grow },
 };
 
+/* Strangers must not fill the log, either */
+static void tell_dropped(SgController *c, const char *why)
+{
+    int64_t now_us = g_get_monotonic_time();
+
+    c->dropped++;
+    if (!c->told_us || now_us - c->told_us >= TELL_US) {
+        g_message("%u connections without a message were closed; the last: %s",
+                  c->dropped, why);
+        c->dropped = 0;
+        c->told_us = now_us;
+    }
+}
+
+static void peer_spoke(Peer *p)
+{
+    if (p->timer) {
+        g_source_remove(p->timer);
+        p->timer = 0;
+        g_queue_unlink(&p->c->silent, &p->silent);
+    }
+}
+
+static void peer_free(Peer *p)
+{
+    SgController *c = p->c;
+    GHashTableIter iter;
+    gpointer task;
+
+    peer_spoke(p);
+    g_hash_table_remove(c->peers, p);
+    g_hash_table_iter_init(&iter, c->tasks);
+    while (g_hash_table_iter_next(&iter, NULL, &task)) {
+        g_ptr_array_remove(((Task *)task)->askers, p->conn);
+    }
+    g_free(p);
+}
+
+static void peer_drop(Peer *p, const char *why)
+{
+    SgController *c = p->c;
+
+    sg_conn_abort(p->conn);
+    peer_free(p);
+    tell_dropped(c, why);
+}
+
+static gboolean peer_is_late(gpointer opaque)
+{
+    peer_drop(opaque, "it took too long");
+    return G_SOURCE_REMOVE;
+}
+
 static void conn_object(SgConn *conn, QDict *d, void *opaque)
 {
+    Peer *p = opaque;
     const char *type = qdict_get_try_str(d, "type");
 
+    peer_spoke(p);
     for (int i = 0; type && i < G_N_ELEMENTS(handlers); i++) {
         if (g_str_equal(type, handlers[i].type)) {
-            handlers[i].handle(opaque, conn, d);
+            handlers[i].handle(p->c, conn, d);
             return;
         }
     }
@@ -797,16 +870,14 @@ static void conn_object(SgConn *conn, QDict *d, void *opaque)
 
 static void conn_closed(SgConn *conn, const char *why, void *opaque)
 {
-    SgController *c = opaque;
-    GHashTableIter iter;
-    gpointer task;
+    Peer *p = opaque;
 
-    g_message("a peer has gone: %s", why);
-    g_hash_table_remove(c->conns, conn);
-    g_hash_table_iter_init(&iter, c->tasks);
-    while (g_hash_table_iter_next(&iter, NULL, &task)) {
-        g_ptr_array_remove(((Task *)task)->askers, conn);
+    if (p->timer) {
+        tell_dropped(p->c, why);
+    } else {
+        g_message("a peer has gone: %s", why);
     }
+    peer_free(p);
 }
 
 static const SgConnOps conn_ops = {
@@ -816,7 +887,29 @@ static const SgConnOps conn_ops = {
 
 void sg_controller_serve(SgController *c, GIOStream *stream)
 {
-    g_hash_table_add(c->conns, sg_conn_new(stream, &conn_ops, c));
+    Peer *p;
+
+    if (g_hash_table_size(c->peers) >= c->limits.connections) {
+        p = g_queue_peek_head(&c->silent);
+        if (!p) {
+            g_object_unref(stream);
+            tell_dropped(c, "there are too many");
+            return;
+        }
+        peer_drop(p, "there are too many");
+    }
+    p = g_new0(Peer, 1);
+    p->c = c;
+    p->timer = g_timeout_add(c->limits.hello_ms, peer_is_late, p);
+    p->silent.data = p;
+    g_queue_push_tail_link(&c->silent, &p->silent);
+    p->conn = sg_conn_new(stream, &conn_ops, p);
+    g_hash_table_add(c->peers, p);
+}
+
+unsigned sg_controller_connections(SgController *c)
+{
+    return c->limits.connections;
 }
 
 /* The policy that a growth had begun by, if the configuration still has it */
@@ -839,14 +932,17 @@ static void queue_free(gpointer queue)
     g_queue_free(queue);
 }
 
-SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
+SgController *sg_controller_new(GPtrArray *policies, const SgLimits *limits,
+                                SgJournal *journal)
 {
     SgController *c = g_new0(SgController, 1);
     GPtrArray *all = sg_journal_all(journal);
 
     c->policies = policies;
+    c->limits = *limits;
     c->journal = journal;
     g_queue_init(&c->begun);
+    g_queue_init(&c->silent);
     c->tasks = g_hash_table_new(g_str_hash, g_str_equal);
     c->busy = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                     queue_free);
@@ -856,7 +952,7 @@ SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
     c->grown = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                      grown_free);
     c->served = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    c->conns = g_hash_table_new(NULL, NULL);
+    c->peers = g_hash_table_new(NULL, NULL);
     for (unsigned i = 0; i < all->len; i++) {
         SgGrowth *g = g_ptr_array_index(all, i);
 

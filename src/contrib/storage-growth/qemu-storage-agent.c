@@ -119,8 +119,12 @@ static void controller_connected(GIOStream *stream)
 {
     GHashTableIter iter;
     gpointer vm;
+    QDict *hello;
 
     controller = sg_conn_new(stream, &controller_ops, NULL);
+    hello = qdict_new();
+    qdict_put_str(hello, "type", "hello");
+    sg_conn_send(controller, hello);
     g_hash_table_iter_init(&iter, vms);
     while (g_hash_table_iter_next(&iter, NULL, &vm)) {
         ((SgVm *)vm)->query(vm);
