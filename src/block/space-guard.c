@@ -19,7 +19,6 @@
 #include <sys/statvfs.h>
 #include "block/space-guard.h"
 #include "block/space-request.h"
-#include "block/thread-pool.h"
 #include "qapi/error.h"
 #include "qapi/qapi-types-block-core.h"
 #include "qemu/cutils.h"
@@ -27,6 +26,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
+#include "qemu/thread.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "trace.h"
@@ -35,6 +35,9 @@
 /* Guests' SCSI, ATA and NVMe drivers reset the device after 30 seconds */
 #define LIMIT_MAX_HOLD_MS 25000
 #define LIMIT_LEAD_MS 60000
+
+#define STATVFS_MAX_MS 1000
+#define STATVFS_LOST_MAX 16
 
 #define SAMPLE_BYTES (1 * MiB)
 #define SAMPLE_NS (10 * SCALE_MS)
@@ -187,15 +190,16 @@ bool space_guard_below(BlockBackend *blk)
     return find_in_backend(blk, NULL, 0, &n);
 }
 
-static void GRAPH_RDLOCK give_back_below(BlockDriverState *bs)
+static void GRAPH_RDLOCK
+give_back_below(BlockDriverState *bs, void (*give_back)(SpaceGuard *g))
 {
     BdrvChild *c;
 
     if (is_guard(bs)) {
-        space_requests_give_back(bs->opaque);
+        give_back(bs->opaque);
     }
     QLIST_FOREACH(c, &bs->children, next) {
-        give_back_below(c->bs);
+        give_back_below(c->bs, give_back);
     }
 }
 
@@ -207,14 +211,21 @@ void space_guard_drained_begin(BlockDriverState *bs)
      */
     smp_mb();
     if (qatomic_read(&space_held_count)) {
-        give_back_below(bs);
+        give_back_below(bs, space_requests_give_back);
+    }
+}
+
+void space_guard_cancel_below(BlockDriverState *bs)
+{
+    if (qatomic_read(&space_held_count)) {
+        give_back_below(bs, space_requests_cancel);
     }
 }
 
 void space_guard_cancel(void)
 {
     if (qatomic_read(&space_held_count)) {
-        space_requests_foreach_guard(space_requests_give_back);
+        space_requests_foreach_guard(space_requests_cancel);
     }
 }
 
@@ -503,21 +514,91 @@ static bool GRAPH_RDLOCK check_options(SpaceGuard *g, BlockDriverState *file,
  * Measuring
  */
 
+/*
+ * A question to the file system, which may never answer.  A node is in flight
+ * while it waits, so it does not wait for long, or a drain would wait, too.
+ * The thread is of its own: a pool's has to end before its AioContext does.
+ */
 typedef struct StatvfsJob {
-    const char *filename;
-    int64_t available;
+    char *filename;
+    int64_t available;            /* -1: it does not tell */
+    AioContext *ctx;
+    Coroutine *co;
+    bool taken;                   /* atomic; by who wakes the coroutine */
+    bool late;
+    int refs;
 } StatvfsJob;
 
-static int statvfs_worker(void *opaque)
+/* Threads that nobody waits for any more; atomic */
+static unsigned statvfs_lost;
+
+static void statvfs_unref(StatvfsJob *job)
+{
+    if (qatomic_fetch_dec(&job->refs) == 1) {
+        g_free(job->filename);
+        g_free(job);
+    }
+}
+
+static void *statvfs_thread(void *opaque)
 {
     StatvfsJob *job = opaque;
     struct statvfs st;
 
-    if (statvfs(job->filename, &st) < 0) {
-        return -errno;
+    if (statvfs(job->filename, &st) == 0) {
+        job->available = MIN((double)st.f_bavail * st.f_frsize, INT64_MAX / 2);
     }
-    job->available = MIN((double)st.f_bavail * st.f_frsize, INT64_MAX / 2);
-    return 0;
+    if (qatomic_xchg(&job->taken, true)) {
+        qatomic_dec(&statvfs_lost);
+    } else {
+        aio_co_schedule(job->ctx, job->co);
+    }
+    statvfs_unref(job);
+    return NULL;
+}
+
+static void statvfs_late(void *opaque)
+{
+    StatvfsJob *job = opaque;
+
+    /* before the thread can take it back */
+    qatomic_inc(&statvfs_lost);
+    if (qatomic_xchg(&job->taken, true)) {
+        qatomic_dec(&statvfs_lost);
+        return;
+    }
+    job->late = true;
+    aio_co_wake(job->co);
+}
+
+/* Returns how many bytes are free, or -1 */
+static int64_t coroutine_fn co_statvfs(const char *filename)
+{
+    StatvfsJob *job;
+    QEMUTimer timer;
+    QemuThread thread;
+    int64_t available;
+
+    if (qatomic_read(&statvfs_lost) >= STATVFS_LOST_MAX) {
+        return -1;
+    }
+    job = g_new0(StatvfsJob, 1);
+    /* the file may be renamed, or be opened through a descriptor */
+    job->filename = g_strdup(filename);
+    job->available = -1;
+    job->ctx = qemu_get_current_aio_context();
+    job->co = qemu_coroutine_self();
+    job->refs = 2;
+    aio_timer_init(job->ctx, &timer, QEMU_CLOCK_REALTIME, SCALE_MS,
+                   statvfs_late, job);
+    timer_mod(&timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STATVFS_MAX_MS);
+    qemu_thread_create(&thread, "space-statvfs", statvfs_thread, job,
+                       QEMU_THREAD_DETACHED);
+    qemu_coroutine_yield();
+    timer_del(&timer);
+    available = job->late ? -1 : job->available;
+    statvfs_unref(job);
+    return available;
 }
 
 void coroutine_fn space_guard_co_measure(SpaceGuard *g, SpaceMeasure *m)
@@ -534,13 +615,9 @@ void coroutine_fn space_guard_co_measure(SpaceGuard *g, SpaceMeasure *m)
     }
     m->size = MAX(leaf->total_sectors, 0) * BDRV_SECTOR_SIZE;
     if (m->how == BLOCK_SPACE_VERIFY_SPACE) {
-        /* the file may be renamed, or be opened through a descriptor */
-        StatvfsJob job = { .filename = leaf->exact_filename };
-
-        if (thread_pool_submit_co(statvfs_worker, &job) < 0) {
+        m->available = co_statvfs(leaf->exact_filename);
+        if (m->available < 0) {
             m->how = BLOCK_SPACE_VERIFY_PROBE;
-        } else {
-            m->available = job.available;
         }
     }
     trace_space_guard_measure(bdrv_get_node_name(g->bs),

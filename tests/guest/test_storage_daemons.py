@@ -861,13 +861,13 @@ class Controller(DaemonTest):
         self.daemons.wait_listed('Journal')
         self.assertEqual(self.size(), size)
         # nor is there a denial that cannot be written down
-        in_vain = self.daemons.connect()
-        in_vain.send(**self.request(done + 2, attempt=99))
+        denied = self.daemons.connect()
+        denied.send(**self.request(done + 2, attempt=99, path='no/path'))
         self.daemons.wait_listed('/99')
-        self.assertTrue(in_vain.silent(1))
+        self.assertTrue(denied.silent(1))
         ballast.unlink()
         self.assertEqual(peer.receive()['result'], 'grown')
-        self.assertEqual(in_vain.receive()['result'], 'denied')
+        self.assertEqual(denied.receive()['result'], 'denied')
         self.assertEqual(len(self.daemons.growths()), done + 1)
 
     def test_two_controllers(self):
@@ -1177,6 +1177,7 @@ class Agent(DaemonTest):
         conn, _ = listener.accept()
         with conn, conn.makefile('rwb', 0) as file:
             conn.settimeout(20)
+            self.assertEqual(json.loads(file.readline()), {'type': 'hello'})
             asked = json.loads(file.readline())
             self.assertEqual((asked['id'], asked['attempt']), (7, 2))
             answer = {'type': 'answer', 'vm': 'one', 'instance': 'abc',

@@ -24,6 +24,14 @@
 void GRAPH_RDLOCK space_guard_drained_begin(BlockDriverState *bs);
 
 /**
+ * space_guard_cancel_below: give back the writes that are cancelled
+ * @bs: a node whose requests in flight are cancelled, as those of a job are
+ *
+ * Context: main thread, graph lock held for reading.
+ */
+void GRAPH_RDLOCK space_guard_cancel_below(BlockDriverState *bs);
+
+/**
  * space_guard_cancel: give back all writes that are held
  *
  * A device that is reset waits until what it cancels has ended.  Nobody can
