@@ -879,8 +879,9 @@ static G_NORETURN void be_controller(int fd)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     g_log_set_default_handler(ignore_log, NULL);
     if (policies && j && sock) {
-        sg_controller_serve(sg_controller_new(policies, &limits, j), G_IO_STREAM(
-            g_socket_connection_factory_create_connection(sock)));
+        sg_controller_serve(
+            sg_controller_new(policies, &limits, j),
+            G_IO_STREAM(g_socket_connection_factory_create_connection(sock)));
         g_main_loop_run(g_main_loop_new(NULL, false));
     }
     fprintf(stderr, "%s\n", error ? error->message : "no socket");
