@@ -336,8 +336,13 @@ static void task_done(Task *t)
     }
     count_served(t->c, t->key);
     note_grown(t);
-    g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
-              t->resource, t->growth->from, t->growth->target);
+    if (t->growth->from == t->growth->target) {
+        g_message("%s: %s had grown by what others asked for", t->key,
+                  t->resource);
+    } else {
+        g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
+                  t->resource, t->growth->from, t->growth->target);
+    }
     task_end(t);
 }
 
