@@ -206,7 +206,7 @@ class OnTmpfs(GuardTest):
             vm.cmd('system_reset')
             vm.wait(lambda: vm.stats()['drained'], 'the write is given back')
             vm.forget()
-            vm.start_write(4000, 5)
+            vm.start_write(500 * CLUSTER_SECTORS, 5)
             vm.wait(lambda: vm.stats()['held'] == 2, 'another one waits')
             self.assertEqual(vm.state(), 'running')
             self.storage.grow(MIB)
