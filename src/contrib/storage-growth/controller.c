@@ -617,7 +617,8 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     t->attempt = attempt;
     t->needed = needed;
     t->rate = MAX(rate, 0);
-    t->raised_us = t->since_us - CLAMP(age_ms, 0, AGE_MAX_MS) * 1000;
+    /* less than that: it was rounded */
+    t->raised_us = t->since_us - (CLAMP(age_ms, 1, AGE_MAX_MS) - 1) * 1000;
     add_asker(t, conn);
     task_decide(t);
 }
