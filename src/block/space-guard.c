@@ -19,7 +19,6 @@
 #include <sys/statvfs.h>
 #include "block/space-guard.h"
 #include "block/space-request.h"
-#include "block/thread-pool.h"
 #include "qapi/error.h"
 #include "qapi/qapi-types-block-core.h"
 #include "qemu/cutils.h"
@@ -27,6 +26,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
+#include "qemu/thread.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "trace.h"
@@ -35,6 +35,9 @@
 /* Guests' SCSI, ATA and NVMe drivers reset the device after 30 seconds */
 #define LIMIT_MAX_HOLD_MS 25000
 #define LIMIT_LEAD_MS 60000
+
+#define STATVFS_MAX_MS 1000
+#define STATVFS_LOST_MAX 16
 
 #define SAMPLE_BYTES (1 * MiB)
 #define SAMPLE_NS (10 * SCALE_MS)
@@ -187,15 +190,16 @@ bool space_guard_below(BlockBackend *blk)
     return find_in_backend(blk, NULL, 0, &n);
 }
 
-static void GRAPH_RDLOCK give_back_below(BlockDriverState *bs)
+static void GRAPH_RDLOCK
+give_back_below(BlockDriverState *bs, void (*give_back)(SpaceGuard *g))
 {
     BdrvChild *c;
 
     if (is_guard(bs)) {
-        space_requests_give_back(bs->opaque);
+        give_back(bs->opaque);
     }
     QLIST_FOREACH(c, &bs->children, next) {
-        give_back_below(c->bs);
+        give_back_below(c->bs, give_back);
     }
 }
 
@@ -207,14 +211,21 @@ void space_guard_drained_begin(BlockDriverState *bs)
      */
     smp_mb();
     if (qatomic_read(&space_held_count)) {
-        give_back_below(bs);
+        give_back_below(bs, space_requests_give_back);
+    }
+}
+
+void space_guard_cancel_below(BlockDriverState *bs)
+{
+    if (qatomic_read(&space_held_count)) {
+        give_back_below(bs, space_requests_cancel);
     }
 }
 
 void space_guard_cancel(void)
 {
     if (qatomic_read(&space_held_count)) {
-        space_requests_foreach_guard(space_requests_give_back);
+        space_requests_foreach_guard(space_requests_cancel);
     }
 }
 
@@ -241,6 +252,85 @@ static bool GRAPH_RDLOCK is_raw_on_fixed(BlockDriverState *bs)
     }
     bs = space_guard_leaf(bs);
     return bs->drv && g_str_equal(bs->drv->format_name, "host_device");
+}
+
+/* Who does has an error policy that says what becomes of it */
+static bool keeps_failed_writes(DeviceState *dev)
+{
+    return object_property_find(OBJECT(dev), "werror");
+}
+
+/*
+ * A device that writes to @bs and does not keep a write that fails, or NULL.
+ * @writer is about to write, if it is not NULL.  A backing file is not
+ * written to by who uses the image above it.
+ */
+static DeviceState * GRAPH_RDLOCK find_careless(BlockDriverState *bs,
+                                                BlockBackend *writer)
+{
+    DeviceState *dev = NULL;
+    BdrvChild *c;
+
+    QLIST_FOREACH(c, &bs->parents, next_parent) {
+        BlockBackend *blk = NULL;
+
+        if (c->role & BDRV_CHILD_COW) {
+            continue;
+        }
+        if (c->klass->parent_is_bds) {
+            dev = find_careless(c->opaque, writer);
+            if (dev) {
+                return dev;
+            }
+            continue;
+        }
+        /* a job is no back end */
+        while ((blk = blk_all_next(blk))) {
+            if (c->opaque != blk ||
+                !(blk == writer || c->perm & BLK_PERM_WRITE)) {
+                continue;
+            }
+            dev = blk_get_attached_dev(blk);
+            if (dev && !keeps_failed_writes(dev)) {
+                return dev;
+            }
+        }
+    }
+    return NULL;
+}
+
+static bool GRAPH_RDLOCK check_hold(SpaceGuard *g, BlockBackend *writer,
+                                    Error **errp)
+{
+    DeviceState *dev = NULL;
+    g_autofree char *path = NULL;
+
+    if (g->policy == BLOCK_SPACE_POLICY_HOLD) {
+        dev = find_careless(g->bs, writer);
+    }
+    if (!dev) {
+        return true;
+    }
+    path = object_get_canonical_path(OBJECT(dev));
+    error_setg(errp, "Property 'policy' of space-guard node '%s' is 'hold', "
+               "but must be 'stop' below %s '%s': that device would lose "
+               "a write that waits in vain", bdrv_get_node_name(g->bs),
+               object_get_typename(OBJECT(dev)), path ?: "");
+    return false;
+}
+
+bool space_guard_check_writer(BlockBackend *blk, Error **errp)
+{
+    SpaceGuard *g;
+    unsigned n = 0;
+
+    for (unsigned i = 0; (g = find_in_backend(blk, NULL, i, &n)); i++, n = 0) {
+        GRAPH_RDLOCK_GUARD_MAINLOOP();
+        if (!check_hold(g, blk, errp)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool space_guard_check_backend(BlockBackend *blk, Error **errp)
@@ -424,21 +514,91 @@ static bool GRAPH_RDLOCK check_options(SpaceGuard *g, BlockDriverState *file,
  * Measuring
  */
 
+/*
+ * A question to the file system, which may never answer.  A node is in flight
+ * while it waits, so it does not wait for long, or a drain would wait, too.
+ * The thread is of its own: a pool's has to end before its AioContext does.
+ */
 typedef struct StatvfsJob {
-    const char *filename;
-    int64_t available;
+    char *filename;
+    int64_t available;            /* -1: it does not tell */
+    AioContext *ctx;
+    Coroutine *co;
+    bool taken;                   /* atomic; by who wakes the coroutine */
+    bool late;
+    int refs;
 } StatvfsJob;
 
-static int statvfs_worker(void *opaque)
+/* Threads that nobody waits for any more; atomic */
+static unsigned statvfs_lost;
+
+static void statvfs_unref(StatvfsJob *job)
+{
+    if (qatomic_fetch_dec(&job->refs) == 1) {
+        g_free(job->filename);
+        g_free(job);
+    }
+}
+
+static void *statvfs_thread(void *opaque)
 {
     StatvfsJob *job = opaque;
     struct statvfs st;
 
-    if (statvfs(job->filename, &st) < 0) {
-        return -errno;
+    if (statvfs(job->filename, &st) == 0) {
+        job->available = MIN((double)st.f_bavail * st.f_frsize, INT64_MAX / 2);
     }
-    job->available = MIN((double)st.f_bavail * st.f_frsize, INT64_MAX / 2);
-    return 0;
+    if (qatomic_xchg(&job->taken, true)) {
+        qatomic_dec(&statvfs_lost);
+    } else {
+        aio_co_schedule(job->ctx, job->co);
+    }
+    statvfs_unref(job);
+    return NULL;
+}
+
+static void statvfs_late(void *opaque)
+{
+    StatvfsJob *job = opaque;
+
+    /* before the thread can take it back */
+    qatomic_inc(&statvfs_lost);
+    if (qatomic_xchg(&job->taken, true)) {
+        qatomic_dec(&statvfs_lost);
+        return;
+    }
+    job->late = true;
+    aio_co_wake(job->co);
+}
+
+/* Returns how many bytes are free, or -1 */
+static int64_t coroutine_fn co_statvfs(const char *filename)
+{
+    StatvfsJob *job;
+    QEMUTimer timer;
+    QemuThread thread;
+    int64_t available;
+
+    if (qatomic_read(&statvfs_lost) >= STATVFS_LOST_MAX) {
+        return -1;
+    }
+    job = g_new0(StatvfsJob, 1);
+    /* the file may be renamed, or be opened through a descriptor */
+    job->filename = g_strdup(filename);
+    job->available = -1;
+    job->ctx = qemu_get_current_aio_context();
+    job->co = qemu_coroutine_self();
+    job->refs = 2;
+    aio_timer_init(job->ctx, &timer, QEMU_CLOCK_REALTIME, SCALE_MS,
+                   statvfs_late, job);
+    timer_mod(&timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STATVFS_MAX_MS);
+    qemu_thread_create(&thread, "space-statvfs", statvfs_thread, job,
+                       QEMU_THREAD_DETACHED);
+    qemu_coroutine_yield();
+    timer_del(&timer);
+    available = job->late ? -1 : job->available;
+    statvfs_unref(job);
+    return available;
 }
 
 void coroutine_fn space_guard_co_measure(SpaceGuard *g, SpaceMeasure *m)
@@ -455,13 +615,9 @@ void coroutine_fn space_guard_co_measure(SpaceGuard *g, SpaceMeasure *m)
     }
     m->size = MAX(leaf->total_sectors, 0) * BDRV_SECTOR_SIZE;
     if (m->how == BLOCK_SPACE_VERIFY_SPACE) {
-        /* the file may be renamed, or be opened through a descriptor */
-        StatvfsJob job = { .filename = leaf->exact_filename };
-
-        if (thread_pool_submit_co(statvfs_worker, &job) < 0) {
+        m->available = co_statvfs(leaf->exact_filename);
+        if (m->available < 0) {
             m->how = BLOCK_SPACE_VERIFY_PROBE;
-        } else {
-            m->available = job.available;
         }
     }
     trace_space_guard_measure(bdrv_get_node_name(g->bs),
@@ -913,6 +1069,14 @@ static int guard_open(BlockDriverState *bs, QDict *options, int flags,
     return 0;
 }
 
+/* Whoever comes to write here, or above, asks for permission */
+static int GRAPH_RDLOCK guard_check_perm(BlockDriverState *bs, uint64_t perm,
+                                         uint64_t shared, Error **errp)
+{
+    return !(perm & BLK_PERM_WRITE) || check_hold(bs->opaque, NULL, errp)
+           ? 0 : -EINVAL;
+}
+
 static void guard_close(BlockDriverState *bs)
 {
     space_requests_remove_guard(bs->opaque);
@@ -944,6 +1108,7 @@ static BlockDriver bdrv_space_guard = {
     .bdrv_reopen_prepare      = guard_reopen_prepare,
     .bdrv_reopen_commit       = guard_reopen_commit,
     .bdrv_child_perm          = bdrv_default_perms,
+    .bdrv_check_perm          = guard_check_perm,
 
     .bdrv_co_getlength        = guard_co_getlength,
     .bdrv_co_preadv_part      = guard_co_preadv_part,

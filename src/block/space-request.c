@@ -60,6 +60,7 @@ struct SpaceRequest {
     uint64_t offset, bytes, needed;
     uint32_t attempt;
     bool stopped;                 /* an operation was failed since it ran */
+    bool cancelled;               /* ... only because one was cancelled */
     bool again;                   /* the next failure is another attempt */
     bool unmeasurable;            /* it failed although there was room */
     bool checking;                /* qmp_block_space_resolve() waits */
@@ -122,6 +123,7 @@ static void unlink_locked(SpaceHeld *h, SpaceVerdict verdict)
     qatomic_set(&space_held_count, space_held_count - 1);
     if (verdict == VERDICT_FAIL && g->request) {
         g->request->stopped = true;
+        g->request->cancelled = false;
         stats[SPACE_STAT_FAILED]++;
     }
 }
@@ -401,7 +403,7 @@ static bool may_hold_locked(SpaceGuard *g, const SpaceFailure *f)
 {
     SpaceRequest *r = g->request;
 
-    return f->may_hold && !g->no_hold && !r->stopped &&
+    return f->may_hold && !g->no_hold && (!r->stopped || r->cancelled) &&
            g->policy == BLOCK_SPACE_POLICY_HOLD &&
            f->cause == BLOCK_SPACE_CAUSE_WRITE &&
            r->cause != BLOCK_SPACE_CAUSE_FLUSH &&
@@ -442,6 +444,7 @@ bool coroutine_fn space_request_co_failed(SpaceGuard *g, SpaceFailure *f)
         if (!may_hold_locked(g, f)) {
             trace_space_request_fail(r->node_name, r->id, f->offset, f->bytes);
             r->stopped = true;
+            r->cancelled = false;
             stats[SPACE_STAT_FAILED]++;
             return false;
         }
@@ -488,6 +491,21 @@ void space_requests_give_back(SpaceGuard *g)
     QEMU_LOCK_GUARD(&lock);
     stats[SPACE_STAT_DRAINED] += g->n_held;
     release_all_locked(g, VERDICT_FAIL, &wake);
+}
+
+void space_requests_cancel(SpaceGuard *g)
+{
+    g_auto(WakeList) wake = { };
+    bool only;
+
+    QEMU_LOCK_GUARD(&lock);
+    if (!g->n_held) {
+        return;
+    }
+    only = !g->request->stopped || g->request->cancelled;
+    stats[SPACE_STAT_DRAINED] += g->n_held;
+    release_all_locked(g, VERDICT_FAIL, &wake);
+    g->request->cancelled = only;
 }
 
 void space_request_written(SpaceGuard *g, int64_t offset, int64_t bytes)
@@ -747,6 +765,7 @@ void space_requests_vm_runs(void)
     QTAILQ_FOREACH(r, &requests, next) {
         r->again = r->stopped && r->state != BLOCK_SPACE_STATE_PROBING;
         r->stopped = false;
+        r->cancelled = false;
     }
 }
 

@@ -90,9 +90,11 @@ class Daemons:
         self.controller = self.agent = None
         self.peers = []
 
-    def configure(self, policies):
+    def configure(self, policies, **limits):
         """Write the configuration."""
-        self.config.write_text(json.dumps({'policies': policies}))
+        self.config.write_text(json.dumps(
+            {'policies': policies, **{key.replace('_', '-'): value
+                                      for key, value in limits.items()}}))
         self.config.chmod(0o644)        # whatever the umask says
 
     def _start(self, *command):
@@ -117,6 +119,10 @@ class Daemons:
         self.agent = self._start(
             daemon_binary('qemu-storage-agent'), '-d', self.qmp, '-C',
             f'unix:{self.socket}')
+
+    def descriptors(self):
+        """How many files the controller has open."""
+        return len(os.listdir(f'/proc/{self.controller.pid}/fd'))
 
     def connect(self):
         """Connect to the controller; wait until that is possible."""

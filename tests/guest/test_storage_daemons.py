@@ -15,7 +15,7 @@ import unittest
 from pathlib import Path
 
 from storage_daemons import WAIT_S, Daemons, daemon_binary, write_provider
-from storage_vm import KIB, Loop, Tmpfs, need_root
+from storage_vm import KIB, Loop, Tmpfs, need_root, run
 
 MB = 1000000
 TEN = 10
@@ -86,11 +86,13 @@ class Controller(DaemonTest):
     def test_many_at_once(self):
         """One growth at a time; the same question many times is one."""
         self.set('delay', 0.05)
+        self.daemons.configure([{**self.policy, 'resource': self.base}])
         self.daemons.start_controller()
         peers = [self.daemons.connect() for _ in range(4)]
         for number in range(1, 4):
             for peer in peers:
-                peer.send(**self.request(number))
+                peer.send(**self.request(number, path=f'/disk{number}',
+                                         needed=600000))
         # the answer is for all that asked
         for peer in peers:
             answers = [peer.receive() for _ in range(3)]
@@ -104,6 +106,58 @@ class Controller(DaemonTest):
         for before, after in zip(growths, growths[1:]):
             self.assertEqual(before['target'], after['from'])
 
+    def test_pool(self):
+        """Disks of one pool that is full: it grows once for all of them."""
+        self.set('delay', 0.1)
+        self.daemons.configure([{**self.policy, 'resource': self.base}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, 5):
+            peer.send(**self.request(1, path=f'/disk{number}',
+                                     instance=f'i{number}', vm=f'v{number}'))
+        self.assertEqual({peer.receive()['result'] for _ in range(4)},
+                         {'grown'})
+        self.assertEqual(len(self.calls()), 1)
+        # all of that is written down, and answered again
+        self.daemons.kill(self.daemons.controller)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, 5):
+            self.assertEqual(peer.ask(**self.request(
+                1, path=f'/disk{number}', instance=f'i{number}'))['result'],
+                'grown')
+        self.assertEqual(len(self.calls()), 1)
+        # what the others leave is not enough for one more
+        for number in range(5, 8):
+            peer.send(**self.request(1, path=f'/disk{number}', needed=MB // 2,
+                                     instance=f'i{number}'))
+        self.assertEqual({peer.receive()['result'] for _ in range(3)},
+                         {'grown'})
+        self.assertEqual(len(self.calls()), 3)
+
+    def test_same_disk(self):
+        """Two instances of one disk need the same storage, not twice of it."""
+        self.set('delay', 0.1)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for name in 'ij':
+            peer.send(**self.request(1, instance=name, needed=3 * MB))
+        self.assertEqual({peer.receive()['result'] for _ in range(2)},
+                         {'grown'})
+        self.assertEqual(len(self.calls()), 1)
+        # asked for before that ended, said after it
+        self.assertEqual(peer.ask(**self.request(
+            1, instance='k', **{'age-ms': 60000}))['result'], 'grown')
+        self.assertEqual(len(self.calls()), 1)
+        # asked for again, or anew: it was not enough
+        self.assertEqual(peer.ask(**self.request(1, 2))['result'], 'grown')
+        self.assertEqual(peer.ask(**self.request(1, instance='l'))['result'],
+                         'grown')
+        self.assertEqual(len(self.calls()), 3)
+        # and by hand it is what is wanted
+        self.assertEqual(self.daemons.ctl('grow', 'vm', self.base)[0], 0)
+        self.assertEqual(len(self.calls()), 4)
+
     def test_two_agents(self):
         """One that asked and is gone takes no answer from the other."""
         self.set('delay', 0.2)
@@ -115,6 +169,139 @@ class Controller(DaemonTest):
         goes.close()
         self.assertEqual(stays.receive()['result'], 'grown')
         self.assertEqual(len(self.calls()), 1)
+
+    def flood(self, connect, count):
+        """Connect often, and say nothing."""
+        for _ in range(count):
+            sock = connect()
+            self.addCleanup(sock.close)
+
+    def connect_raw(self):
+        """Connect; there may be no room in the queue at the moment."""
+        end = time.monotonic() + WAIT_S
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(WAIT_S)
+            try:
+                sock.connect(str(self.daemons.socket))
+                return sock
+            except BlockingIOError:
+                sock.close()
+                self.assertLess(time.monotonic(), end, 'it accepts nothing')
+                time.sleep(0.01)
+
+    def wait_few_descriptors(self, most):
+        """Those of connections that are closed go at once, or nearly so."""
+        end = time.monotonic() + WAIT_S
+        while self.daemons.descriptors() > most:
+            self.assertLess(time.monotonic(), end, 'connections stay')
+            time.sleep(0.01)
+
+    def limit_files(self, number):
+        """... of the test itself, which has the other ends."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < number:
+            self.skipTest(f'{hard} files may be open, not {number}')
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE,
+                        (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
+
+    def test_flood(self):
+        """Many that connect and say nothing do not keep an agent out."""
+        self.limit_files(1500)
+        self.daemons.configure([self.policy], connections=20, hello_ms=600000)
+        self.daemons.start_controller()
+        resource.prlimit(self.daemons.controller.pid, resource.RLIMIT_NOFILE,
+                         (600, 600))
+        log = Path(self.daemons.log.name)
+        start = log.stat().st_size
+        spoke = self.daemons.connect()
+        self.assertEqual(spoke.ask(**self.request())['result'], 'grown')
+        self.flood(self.connect_raw, 1000)
+        peer = self.daemons.connect()
+        self.assertEqual(peer.ask(**self.request())['result'], 'grown')
+        # one that has said something is not sent away for those
+        self.assertEqual(spoke.ask(**self.request())['result'], 'grown')
+        self.wait_few_descriptors(60)
+        with open(log, 'rb') as file:
+            file.seek(start)
+            told = file.read().count(b'connections without a message')
+        self.assertIn(told, (1, 2, 3))
+
+    def test_all_have_spoken(self):
+        """Then the next has to go, until there is room."""
+        # one is that of start_controller()
+        self.daemons.configure([self.policy], connections=4)
+        self.daemons.start_controller()
+        peers = [self.daemons.connect() for _ in range(3)]
+        for peer in peers:
+            peer.send(type='hello')
+            self.assertEqual(peer.ask(type='history', limit=0)['type'],
+                             'reply')
+        refused = self.daemons.connect()
+        self.assertIsNone(refused.receive())
+        self.assertEqual(peers[0].ask(**self.request())['result'], 'grown')
+        peers[1].close()
+        end = time.monotonic() + WAIT_S
+        while True:
+            try:
+                if self.daemons.connect().ask(type='history', limit=0):
+                    break
+            except OSError:
+                pass                # it was closed before it was written to
+            self.assertLess(time.monotonic(), end, 'there is no room')
+
+    def test_silent(self):
+        """Who says nothing, or never ends, goes; an agent need not talk."""
+        self.daemons.configure([self.policy], hello_ms=300)
+        self.daemons.start_controller()
+        agent, silent, slow = (self.daemons.connect() for _ in range(3))
+        agent.send(type='hello')
+        slow.file.write(b'{"type": ')
+        slow.file.flush()
+        self.assertIsNone(silent.receive())
+        self.assertIsNone(slow.receive())
+        self.assertTrue(agent.silent(1))
+        self.assertEqual(agent.ask(**self.request())['result'], 'grown')
+
+    def test_flood_tls(self):
+        """Neither do those that begin no handshake, or do not end one."""
+        self.daemons.configure([self.policy], connections=20, hello_ms=2000)
+        ctl, port = self.start_tls()
+        before = self.daemons.descriptors()
+
+        def connect():
+            return socket.create_connection(('127.0.0.1', port), WAIT_S)
+
+        def begin():
+            sock = connect()
+            # a record of 512 bytes begins, with a hello that is longer
+            sock.sendall(bytes.fromhex('160301020001000400'))
+            return sock
+        for how, count in ((connect, 200), (begin, 15)):
+            self.flood(how, count)
+            end = time.monotonic() + WAIT_S
+            while ctl('ca', 'client')[0]:
+                self.assertLess(time.monotonic(), end, 'it is kept out')
+        self.wait_few_descriptors(before + 5)
+        # and such a one is told by the end of its connection
+        with connect() as sock:
+            self.assertEqual(sock.recv(1), b'')
+
+    def test_too_few_files(self):
+        """A number of connections that cannot be is refused."""
+        self.daemons.configure([self.policy], connections=1000)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard < 1000:
+            self.skipTest(f'only {hard} files may be open')
+        done = subprocess.run(
+            ['prlimit', '--nofile=600:600',
+             daemon_binary('qemu-storage-controller'), '-l',
+             f'unix:{self.daemons.socket}', '-c', self.daemons.config, '-j',
+             self.daemons.journal], text=True, timeout=20,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("'connections' is 1000, but may be 88", done.stderr)
 
     def test_own_place(self):
         """A machine that asks without end leaves room for others."""
@@ -318,6 +505,23 @@ class Controller(DaemonTest):
                    for attempt in range(1, 9)]
         self.assertEqual(results, ['grown'] * 5 + ['denied'] * 3)
 
+    def test_continued_by_the_user(self):
+        """Attempts that the user of a VM makes are not held against it."""
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for attempt in (7, 12, 1000):
+            self.assertEqual(peer.ask(**self.request(1, attempt))['result'],
+                             'grown')
+        self.daemons.kill(self.daemons.controller)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        results = [peer.ask(**self.request(1, attempt))['result']
+                   for attempt in range(1001, 1004)]
+        self.assertEqual(results, ['grown'] * 2 + ['denied'])
+        # another request has nothing to do with it
+        self.assertEqual(peer.ask(**self.request(10, 1000))['result'],
+                         'grown')
+
     def test_bad_sizes(self):
         for mode in ('zero', 'negative', 'garbage', 'fail', 'lie'):
             with self.subTest(mode=mode):
@@ -351,6 +555,64 @@ class Controller(DaemonTest):
         self.set('delay', 0)
         self.assertEqual(peer.receive()['result'], 'grown')
         self.assertEqual(len(self.calls()), 1)
+
+    def test_provider_does_not_read(self):
+        """... what it is told: what it says, and how it ends, is what counts.
+        """
+        script = self.daemons.dir / 'script'
+        self.daemons.configure([{**self.policy, 'command': [str(script)]}])
+        # a pipe would break, sooner or later
+        script.write_text(
+            '#!/bin/sh\n[ ! -p /dev/stdin ] || { echo A pipe >&2; exit 1; }\n'
+            f'exec <&-\necho \'{{"size": 500}}\'\n[ ! -e {self.base}.fail ]'
+            ' || { echo No disks today >&2; exit 3; }\n')
+        script.chmod(0o755)
+        self.set('fail', '')
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        peer.send(**self.request())
+        self.daemons.wait_listed('No disks today')
+        self.daemons.kill(self.daemons.controller)
+        Path(f'{self.base}.fail').unlink()
+        # it tells a size that is too small for a growth
+        self.daemons.start_controller()
+        self.daemons.connect().send(**self.request())
+        self.daemons.wait_listed('but the size is 500')
+
+    def test_disk_hangs(self):
+        """A system call that waits keeps nobody else waiting."""
+        need_root()
+        disk = Loop(16 << 20)
+        self.addCleanup(disk.close)
+        mount = self.daemons.dir / 'mount'
+        mount.mkdir()
+        for tool in ('mkfs.ext4', 'fsfreeze'):
+            if not shutil.which(tool):
+                self.skipTest(f'{tool} not found')
+        run('mkfs.ext4', '-q', disk.path)
+        run('mount', disk.path, mount)
+        self.addCleanup(run, 'umount', mount)
+        (mount / 'file').write_bytes(b'data')
+        self.daemons.configure([
+            {'provider': 'file', 'path': f'{mount}/*', 'chunk': MB,
+             'max': 20 * MB}, self.policy])
+        run('fsfreeze', '-f', mount)
+        frozen = [True]
+
+        def thaw():
+            if frozen:
+                frozen.clear()
+                run('fsfreeze', '-u', mount)
+        self.addCleanup(thaw)
+        self.daemons.start_controller()
+        waits, peer = self.daemons.connect(), self.daemons.connect()
+        waits.send(**self.request(1, path=f'{mount}/file'))
+        self.daemons.wait_listed('growing')
+        self.assertEqual(peer.ask(**self.request(2))['result'], 'grown')
+        self.assertTrue(waits.silent())
+        thaw()
+        self.assertEqual(waits.receive()['result'], 'grown')
+        self.assertGreater((mount / 'file').stat().st_size, MB)
 
     def test_provider_leaves_children(self):
         """What a late provider has started is killed, or not waited for."""
@@ -599,13 +861,13 @@ class Controller(DaemonTest):
         self.daemons.wait_listed('Journal')
         self.assertEqual(self.size(), size)
         # nor is there a denial that cannot be written down
-        in_vain = self.daemons.connect()
-        in_vain.send(**self.request(done + 2, attempt=99))
+        denied = self.daemons.connect()
+        denied.send(**self.request(done + 2, attempt=99, path='no/path'))
         self.daemons.wait_listed('/99')
-        self.assertTrue(in_vain.silent(1))
+        self.assertTrue(denied.silent(1))
         ballast.unlink()
         self.assertEqual(peer.receive()['result'], 'grown')
-        self.assertEqual(in_vain.receive()['result'], 'denied')
+        self.assertEqual(denied.receive()['result'], 'denied')
         self.assertEqual(len(self.daemons.growths()), done + 1)
 
     def test_two_controllers(self):
@@ -714,8 +976,8 @@ class Controller(DaemonTest):
         self.assertEqual(path.stat().st_size, 1 << 20)
         self.assertEqual(path.read_bytes()[:4], b'data')
 
-    def test_tls(self):
-        """With certificates of one CA they talk, else not."""
+    def start_tls(self):
+        """Start a controller with TLS; return ctl(ca, name), and the port."""
         folder = self.daemons.dir
 
         def openssl(*words):
@@ -764,9 +1026,14 @@ class Controller(DaemonTest):
                 self.skipTest('GLib has no TLS (package glib-networking)')
             return done.returncode, done.stdout
 
-        end = time.monotonic() + 10
+        end = time.monotonic() + WAIT_S
         while ctl('ca', 'client') != (0, 'grown\n'):
             self.assertLess(time.monotonic(), end, ctl('ca', 'client'))
+        return ctl, port
+
+    def test_tls(self):
+        """With certificates of one CA they talk, else not."""
+        ctl, port = self.start_tls()
         self.assertEqual(ctl('ca', 'stranger')[0], 1)
         self.assertEqual(ctl('other', 'client')[0], 1)
         self.assertEqual(ctl('ca', 'client')[0], 0)
@@ -910,6 +1177,7 @@ class Agent(DaemonTest):
         conn, _ = listener.accept()
         with conn, conn.makefile('rwb', 0) as file:
             conn.settimeout(20)
+            self.assertEqual(json.loads(file.readline()), {'type': 'hello'})
             asked = json.loads(file.readline())
             self.assertEqual((asked['id'], asked['attempt']), (7, 2))
             answer = {'type': 'answer', 'vm': 'one', 'instance': 'abc',

@@ -201,12 +201,25 @@ class OnTmpfs(GuardTest):
                 vm.resolve()
             vm.wait_state('running')
 
+        def reset_and_go_on(vm):
+            """The write that was cancelled stops nothing, now or later."""
+            vm.cmd('system_reset')
+            vm.wait(lambda: vm.stats()['drained'], 'the write is given back')
+            vm.forget()
+            vm.start_write(500 * CLUSTER_SECTORS, 5)
+            vm.wait(lambda: vm.stats()['held'] == 2, 'another one waits')
+            self.assertEqual(vm.state(), 'running')
+            self.storage.grow(MIB)
+            vm.resolve()
+            vm.wait_written()
+            self.assertEqual(vm.stats()['resumed'], 0)
+
         def leave(vm):
             vm.forget()
             vm.cmd('quit')
             vm.vm.wait(timeout=10)
 
-        for act in (stop, snapshot, reset, leave):
+        for act in (stop, snapshot, reset, reset_and_go_on, leave):
             with self.subTest(act=act.__name__), \
                  self.vm(policy='hold', max_hold_ms=25000) as vm:
                 vm.fill()
@@ -359,11 +372,12 @@ class OnTmpfs(GuardTest):
                 with self.vm(args=(
                         '-blockdev', 'driver=file,node-name=source,'
                         f'filename={source}'), device=None, policy='hold',
-                        max_hold_ms=2000 if cancel else 25000) as vm:
+                        max_hold_ms=25000) as vm:
                     vm.cmd('blockdev-mirror', {
                         'job-id': 'job', 'device': 'source', 'target': 'disk',
                         'sync': 'full'})
                     self.fill_by_job(vm, cancel)
+                    self.assertEqual(vm.stats()['expired'], 0)
                     vm.vm.shutdown()
                 if not cancel:
                     run(qemu_binary('qemu-img'), 'compare', '-f', 'raw', '-F',

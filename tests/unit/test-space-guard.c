@@ -10,8 +10,10 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/statvfs.h>
 #include "block/block_int-global-state.h"
 #include "block/dirty-bitmap.h"
+#include "block/space-guard.h"
 #include "block/space-request.h"
 #include "block/write-threshold.h"
 #include "iothread.h"
@@ -97,6 +99,23 @@ static BlockDriver bdrv_leaf = {
     .bdrv_co_flush_to_disk  = leaf_co_flush,
     .bdrv_co_getlength      = leaf_co_getlength,
 };
+
+/* The file system, for block/space-guard.c; it answers when it is told to */
+static bool statvfs_hangs;
+static int statvfs_waits;
+
+int statvfs(const char *path, struct statvfs *st)
+{
+    gint64 limit = g_get_monotonic_time() + 60 * G_USEC_PER_SEC;
+
+    qatomic_inc(&statvfs_waits);
+    while (qatomic_read(&statvfs_hangs) && g_get_monotonic_time() < limit) {
+        g_usleep(1000);
+    }
+    qatomic_dec(&statvfs_waits);
+    *st = (struct statvfs) { .f_bavail = 1024, .f_frsize = KIB };
+    return 0;
+}
 
 /* A guard over the leaf; options as in "policy", "hold", ..., NULL */
 static BlockBackend *open_guard(Error **errp, ...)
@@ -814,6 +833,87 @@ static void test_drain_iothread(void)
     do_test_drain(true);
 }
 
+/* A file system that does not answer does not make a drain wait for ever */
+static void test_drain_statvfs(void)
+{
+    g_autofree char *path = NULL;
+    QDict *options = qdict_new();
+    int fd = g_file_open_tmp("space-guard-XXXXXX", &path, NULL);
+    BlockBackend *blk;
+    Write w;
+
+    start();
+    g_assert_cmpint(ftruncate(fd, 64 * KIB), ==, 0);
+    close(fd);
+    qdict_put_str(options, "driver", "space-guard");
+    qdict_put_str(options, "low-water", "65536");
+    qdict_put_str(options, "file.driver", "file");
+    qdict_put_str(options, "file.filename", path);
+    blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR | BDRV_O_RESIZE,
+                       &error_abort);
+
+    qatomic_set(&statvfs_hangs, true);
+    start_write(blk, &w, 0);
+    while (!qatomic_read(&statvfs_waits)) {
+        main_loop_wait(true);
+    }
+    bdrv_drain_all();
+    g_assert_cmpint(qatomic_read(&statvfs_waits), >, 0);
+    g_assert_true(w.done);
+    g_assert_cmpint(w.ret, ==, 0);
+
+    /* it is back: nothing is left of that */
+    qatomic_set(&statvfs_hangs, false);
+    while (qatomic_read(&statvfs_waits)) {
+        main_loop_wait(true);
+    }
+    g_assert_cmpint(write_now(blk, 4 * KIB), ==, 0);
+    bdrv_drain_all();
+    finish(blk);
+    unlink(path);
+}
+
+/* A write that is cancelled stops no VM: later ones may wait as before */
+static void test_cancel(void)
+{
+    BlockBackend *blk;
+    Write w[2];
+
+    start();
+    blk = open_guard(&error_abort, "policy", "hold", "verify", "size", NULL);
+    start_write(blk, &w[0], 64 * KIB);
+    wait_held(1);
+    space_guard_cancel();
+    wait_until(&w[0].done);
+    g_assert_cmpint(w[0].ret, ==, -ENOSPC);
+    start_write(blk, &w[0], 64 * KIB);
+    start_write(blk, &w[1], 68 * KIB);
+    wait_held(2);
+
+    /* so may those after a job's */
+    bdrv_graph_rdlock_main_loop();
+    space_guard_cancel_below(blk_bs(blk));
+    bdrv_graph_rdunlock_main_loop();
+    wait_until(&w[0].done);
+    wait_until(&w[1].done);
+    start_write(blk, &w[0], 64 * KIB);
+    wait_held(1);
+
+    /* but not after a drain, which stops the VM by an error */
+    bdrv_drain_all();
+    wait_until(&w[0].done);
+    g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
+    space_guard_cancel();
+    g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
+    g_assert_true(space_requests_block_resume());
+
+    leaf.size = 128 * KIB;
+    g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
+                    BLOCK_SPACE_OUTCOME_GROWN);
+    g_assert_cmpint(vm_resolved, ==, 1);
+    finish(blk);
+}
+
 /* Everything at once, in an IOThread: no write is lost, and none hangs */
 static void test_stress(void)
 {
@@ -940,6 +1040,8 @@ int main(int argc, char **argv)
     g_test_add_func("/space-guard/remove", test_remove);
     g_test_add_func("/space-guard/drain", test_drain);
     g_test_add_func("/space-guard/drain-iothread", test_drain_iothread);
+    g_test_add_func("/space-guard/drain-statvfs", test_drain_statvfs);
+    g_test_add_func("/space-guard/cancel", test_cancel);
     g_test_add_func("/space-guard/stress", test_stress);
     g_test_add_func("/space-guard/options", test_options);
     return g_test_run();

@@ -690,8 +690,9 @@ static void policy_fails(const char *member, const char *value)
         "{\"policies\": [{\"provider\": \"file\", %s\"%s\": %s}]}",
         g_str_equal(member, "max") ? "" : "\"max\": 1000, ", member, value);
     g_autoptr(GError) error = NULL;
+    SgLimits limits;
 
-    g_assert_null(sg_policies_parse(text, &error));
+    g_assert_null(sg_policies_parse(text, &limits, &error));
     g_assert_nonnull(error);
     g_assert_nonnull(strstr(error->message, member));
 }
@@ -702,10 +703,40 @@ static void policy_works(const char *member, const char *value)
         "{\"policies\": [{\"provider\": \"file\", %s\"%s\": %s}]}",
         g_str_equal(member, "max") ? "" : "\"max\": 1000, ", member, value);
     g_autoptr(GError) error = NULL;
-    g_autoptr(GPtrArray) policies = sg_policies_parse(text, &error);
+    SgLimits limits;
+    g_autoptr(GPtrArray) policies = sg_policies_parse(text, &limits, &error);
 
     g_assert_no_error(error);
     g_assert_nonnull(policies);
+}
+
+static void check_limit(const char *text, const char *why)
+{
+    g_autofree char *whole = g_strdup_printf("{\"policies\": []%s}", text);
+    g_autoptr(GError) error = NULL;
+    SgLimits limits = { };
+    g_autoptr(GPtrArray) policies = sg_policies_parse(whole, &limits, &error);
+
+    if (why) {
+        g_assert_null(policies);
+        g_assert_nonnull(strstr(error->message, why));
+    } else {
+        g_assert_no_error(error);
+        g_assert_nonnull(policies);
+        g_assert_cmpuint(limits.connections, ==, *text ? 7 : 1024);
+        g_assert_cmpuint(limits.hello_ms, ==, *text ? 8 : 10000);
+    }
+}
+
+static void test_connections(void)
+{
+    check_limit("", NULL);
+    check_limit(", \"connections\": 7, \"hello-ms\": 8", NULL);
+    check_limit(", \"connections\": 0", "'connections' must be a number");
+    check_limit(", \"connections\": 100001", "from 1 to 100000");
+    check_limit(", \"hello-ms\": 0", "'hello-ms' must be a number");
+    check_limit(", \"hello-ms\": \"8\"", "from 1 to 3600000");
+    check_limit(", \"hello\": 8", "no member 'hello'");
 }
 
 static void test_limits(void)
@@ -840,15 +871,17 @@ static void ignore_log(const char *domain, GLogLevelFlags level,
 static G_NORETURN void be_controller(int fd)
 {
     g_autoptr(GError) error = NULL;
-    GPtrArray *policies = sg_policies_parse(config, &error);
+    SgLimits limits;
+    GPtrArray *policies = sg_policies_parse(config, &limits, &error);
     SgJournal *j = sg_journal_open(path, &error);
     GSocket *sock = g_socket_new_from_fd(fd, NULL);
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     g_log_set_default_handler(ignore_log, NULL);
     if (policies && j && sock) {
-        sg_controller_serve(sg_controller_new(policies, j), G_IO_STREAM(
-            g_socket_connection_factory_create_connection(sock)));
+        sg_controller_serve(
+            sg_controller_new(policies, &limits, j),
+            G_IO_STREAM(g_socket_connection_factory_create_connection(sock)));
         g_main_loop_run(g_main_loop_new(NULL, false));
     }
     fprintf(stderr, "%s\n", error ? error->message : "no socket");
@@ -1159,8 +1192,8 @@ static void test_no_sync_volatile(void)
     end(&c);
     g_assert_false(shared->too_early);
     g_assert_cmpint(shared->sync_errors, ==, 0);
-    /* both disks are the same number, see above */
-    g_assert_cmpint(shared->grown, >=, 2);
+    /* both disks are the same number, see above; the third finds it grown */
+    g_assert_cmpint(shared->grown, >=, 1);
     config = old;
 }
 
@@ -1251,7 +1284,9 @@ static void test_odd_requests(void)
         "/a/../b", "/a/..", "/../a", "/a/./b", "/a//b", "/", "a", "", "../a",
         "/a/",
     };
+    g_autofree char *last = request("/disk", 1, INT64_MAX);
     Controller c;
+    QDict *d;
 
     unlink(path);
     reset_storage(MiB);
@@ -1259,20 +1294,23 @@ static void test_odd_requests(void)
     g_assert_true(ask(&c, INT64_MAX));
     g_assert_true(ask(&c, INT64_MAX - 1));
     g_assert_true(ask(&c, INT64_MAX));
-    denied(&c, "/disk", 1, INT64_MAX, "without effect");
+    say(&c, last);
+    d = hear(&c);
+    g_assert_cmpstr(qdict_get_str(d, "result"), ==, "grown");
+    qobject_unref(d);
     for (int i = 0; i < G_N_ELEMENTS(paths); i++) {
         denied(&c, paths[i], 10 + i, 1, "the path must be absolute");
     }
     g_assert_true(ask(&c, INT64_MAX));
     end(&c);
-    g_assert_cmpint(shared->grown, ==, 2);
+    g_assert_cmpint(shared->grown, ==, 3);
 
     /* and after a restart as well */
     c = start();
     g_assert_true(ask(&c, INT64_MAX));
     g_assert_true(ask(&c, INT64_MAX - 1));
     end(&c);
-    g_assert_cmpint(shared->grown, ==, 2);
+    g_assert_cmpint(shared->grown, ==, 3);
 }
 
 static void *share(size_t bytes)
@@ -1311,6 +1349,7 @@ int main(int argc, char **argv)
                     test_sync_had_failed);
     g_test_add_func("/storage-growth/journal/refused", test_refused);
     g_test_add_func("/storage-growth/policy/limits", test_limits);
+    g_test_add_func("/storage-growth/policy/connections", test_connections);
     g_test_add_func("/storage-growth/policy/target", test_target);
     g_test_add_func("/storage-growth/controller/restart", test_restart);
     g_test_add_func("/storage-growth/controller/dies", test_dies);

@@ -61,6 +61,25 @@ void sg_conn_close(SgConn *c)
     }
 }
 
+/* The socket itself; with TLS it is below the stream */
+static GSocket *socket_of(SgConn *c)
+{
+    g_autoptr(GIOStream) base = NULL;
+
+    if (!G_IS_TLS_CONNECTION(c->stream)) {
+        return g_socket_connection_get_socket(G_SOCKET_CONNECTION(c->stream));
+    }
+    g_object_get(c->stream, "base-io-stream", &base, NULL);
+    return g_socket_connection_get_socket(G_SOCKET_CONNECTION(base));
+}
+
+void sg_conn_abort(SgConn *c)
+{
+    /* a handshake is in a thread, and minds nothing else */
+    shutdown(g_socket_get_fd(socket_of(c)), SHUT_RDWR);
+    sg_conn_close(c);
+}
+
 static void take_line(SgConn *c, const char *line)
 {
     Error *err = NULL;
@@ -186,6 +205,29 @@ void sg_conn_send(SgConn *c, QDict *object)
     g_string_free(text, true);
 }
 
+static gboolean peer_speaks(GSocket *sock, GIOCondition condition,
+                            gpointer opaque)
+{
+    SgConn *c = opaque;
+
+    if (!c->dead) {
+        start_read(c);
+    }
+    conn_unref(c);
+    return G_SOURCE_REMOVE;
+}
+
+/* A handshake keeps a thread of GLib's, of which there are few */
+static void wait_for_peer(SgConn *c)
+{
+    GSource *source = g_socket_create_source(socket_of(c), G_IO_IN, c->cancel);
+
+    c->refs++;
+    g_source_set_callback(source, G_SOURCE_FUNC(peer_speaks), c, NULL);
+    g_source_attach(source, NULL);
+    g_source_unref(source);
+}
+
 SgConn *sg_conn_new(GIOStream *stream, const SgConnOps *ops, void *opaque)
 {
     SgConn *c = g_new0(SgConn, 1);
@@ -197,7 +239,11 @@ SgConn *sg_conn_new(GIOStream *stream, const SgConnOps *ops, void *opaque)
     c->refs = 1;
     c->in = g_byte_array_new();
     c->out = g_string_new(NULL);
-    start_read(c);
+    if (G_IS_TLS_SERVER_CONNECTION(stream)) {
+        wait_for_peer(c);
+    } else {
+        start_read(c);
+    }
     return c;
 }
 

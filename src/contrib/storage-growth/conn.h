@@ -38,6 +38,9 @@ void sg_conn_send(SgConn *conn, QDict *object);
 /* Ends the connection; @conn must not be used afterwards.  NULL is allowed. */
 void sg_conn_close(SgConn *conn);
 
+/* ... and what it does at the moment, be it a TLS handshake */
+void sg_conn_abort(SgConn *conn);
+
 /* A copy of what a peer said, for one line of the log; free with g_free() */
 char *sg_one_line(const char *text);
 

@@ -9,16 +9,19 @@
  * in the journal, so a request that comes again, because an agent or this
  * process was killed, is answered and not served twice.
  *
- * One growth at a time per resource.  A provider that fails, hangs or lies is
- * asked again for the same size, with a growing pause; never for more.  While
- * that lasts the request has no answer: the virtual machine waits, and
- * qemu-storage-ctl list shows why.
+ * One growth at a time per resource.  Many may wait for the same one: the disks
+ * of a full pool, or a disk that two machines have seen, as when one of them is
+ * migrated.  Who had asked before a growth ended, and finds what it needs in
+ * that, gets no other one.
+ *
+ * A provider that fails, hangs or lies is asked again for the same size, with a
+ * growing pause; never for more.  While that lasts the request has no answer:
+ * the virtual machine waits, and qemu-storage-ctl list shows why.
  */
 
 #include "qemu/osdep.h"
 #include "conn.h"
 #include "controller.h"
-#include "policy.h"
 #include "provider.h"
 #include "qobject/qlist.h"
 
@@ -28,6 +31,9 @@
 #define TASKS_OF_VM_MAX 256       /* a guard of a machine has one */
 #define WORD_MAX_BYTES 4096
 #define LIST_MAX 10000
+#define AGE_MAX_MS (24 * 60 * 60 * 1000)
+#define TASK_BY_HAND INT64_MAX    /* whatever others ask for */
+#define TELL_US (10 * G_USEC_PER_SEC)
 #define LIST_PART 16              /* so many fit into a line in any case */
 
 /*
@@ -56,19 +62,42 @@ typedef struct Task {
     unsigned timer;
     char *error;                  /* why it is not done yet */
     int64_t since_us;
+    int64_t raised_us;            /* monotonic; TASK_BY_HAND */
 } Task;
+
+/* A growth that has ended */
+typedef struct Grown {
+    int64_t ended_us;             /* monotonic */
+    uint64_t from, target;
+    uint64_t spare;               /* what nobody asked for */
+    char *path;                   /* of who did */
+} Grown;
+
+/* An agent or a qemu-storage-ctl, or somebody who has not said yet */
+typedef struct Peer {
+    SgController *c;
+    SgConn *conn;
+    unsigned timer;               /* runs as long as it is silent */
+    GList silent;                 /* ... and in the queue of those */
+} Peer;
 
 struct SgController {
     GPtrArray *policies;
+    SgLimits limits;
     SgJournal *journal;
     GHashTable *tasks;            /* key: Task */
     GHashTable *busy;             /* resource: GQueue of Task, the first runs */
+    GHashTable *grown;            /* resource: the last Grown */
+    GHashTable *served;           /* INSTANCE/ID: number of growths */
     GQueue begun;                 /* Tasks that wait for the journal */
     unsigned sync;                /* source of journal_sync() */
     GHashTable *paused;           /* names of VMs */
     GHashTable *denials;          /* name of a VM: number */
     GHashTable *open;             /* name of a VM: number of its Tasks */
-    GHashTable *conns;            /* of SgConn */
+    GHashTable *peers;            /* of Peer */
+    GQueue silent;                /* Peers, in the order of their coming */
+    unsigned dropped;             /* connections, since that was told */
+    int64_t told_us;
 };
 
 static void task_start(Task *t);
@@ -126,6 +155,79 @@ static void set_count(GHashTable *counts, const char *vm, unsigned n)
     } else {
         g_hash_table_remove(counts, vm);
     }
+}
+
+/*
+ * How often a request was served is in the journal: its own count of attempts
+ * rises, too, when the user of the machine lets it go on without storage.
+ */
+static char *request_of_key(const char *key)
+{
+    return g_strndup(key, strrchr(key, '/') - key);
+}
+
+static void count_served(SgController *c, const char *key)
+{
+    g_autofree char *request = strchr(key, '/') ? request_of_key(key) : NULL;
+
+    if (request) {
+        set_count(c->served, request, count_of(c->served, request) + 1);
+    }
+}
+
+static bool is_served_often(const Task *t)
+{
+    g_autofree char *request = request_of_key(t->key);
+
+    return count_of(t->c->served, request) >= t->policy->attempts;
+}
+
+static void grown_free(gpointer opaque)
+{
+    Grown *g = opaque;
+
+    g_free(g->path);
+    g_free(g);
+}
+
+static void note_grown(Task *t)
+{
+    uint64_t by = t->growth->target - t->growth->from;
+    uint64_t wanted = t->raised_us == TASK_BY_HAND ? 0 : t->needed;
+    Grown *g;
+
+    if (!by) {
+        return;
+    }
+    g = g_new0(Grown, 1);
+    g->ended_us = g_get_monotonic_time();
+    g->from = t->growth->from;
+    g->target = t->growth->target;
+    g->path = g_strdup(t->growth->path);
+    /* after a crash it is not known what was wanted */
+    g->spare = t->path ? by - MIN(by, wanted) : 0;
+    g_hash_table_replace(t->c->grown, g_strdup(t->resource), g);
+}
+
+/*
+ * Whether a growth that ended after the request was raised has what it needs.
+ * Two that need it for the same disk need the same.
+ */
+static bool was_grown(Task *t, uint64_t size)
+{
+    Grown *g = g_hash_table_lookup(t->c->grown, t->resource);
+
+    if (!g || g->ended_us <= t->raised_us || size < g->target) {
+        return false;
+    }
+    if (g_str_equal(g->path, t->path)) {
+        return t->needed <= g->target - g->from;
+    }
+    if (t->needed > g->spare) {
+        return false;
+    }
+    g->spare -= t->needed;
+    return true;
 }
 
 /* What has begun is finished all the same */
@@ -232,8 +334,15 @@ static void task_done(Task *t)
     if (!sg_journal_end(t->c->journal, t->growth, t->provider_us, &error)) {
         g_warning("%s", error->message);
     }
-    g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
-              t->resource, t->growth->from, t->growth->target);
+    count_served(t->c, t->key);
+    note_grown(t);
+    if (t->growth->from == t->growth->target) {
+        g_message("%s: %s had grown by what others asked for", t->key,
+                  t->resource);
+    } else {
+        g_message("%s: %s has grown from %" PRIu64 " to %" PRIu64, t->key,
+                  t->resource, t->growth->from, t->growth->target);
+    }
     task_end(t);
 }
 
@@ -304,7 +413,11 @@ static void size_known(int64_t size, const char *error, void *opaque)
         return;
     }
     if (!t->growth) {
-        why = sg_policy_target(t->policy, size, t->needed, t->rate, &target);
+        target = size;
+        /* one by nothing is written down, too: the request has its answer */
+        why = was_grown(t, size) ? NULL
+                                 : sg_policy_target(t->policy, size, t->needed,
+                                                    t->rate, &target);
         if (why) {
             task_deny(t, why);
             return;
@@ -402,7 +515,7 @@ static void task_decide(Task *t)
     t->policy = sg_policy_find(c->policies, t->vm, t->path);
     if (!t->policy) {
         task_deny(t, "no policy matches");
-    } else if (t->attempt > t->policy->attempts) {
+    } else if (is_served_often(t)) {
         task_deny(t, "it was grown often enough without effect");
     } else if (!t->policy->resource && !is_plain(t->path)) {
         task_deny(t, "the path must be absolute, without '.' and '..'");
@@ -465,6 +578,7 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     int64_t attempt = qdict_get_try_int(d, "attempt", 0);
     int64_t needed = qdict_get_try_int(d, "needed", -1);
     int64_t rate = qdict_get_try_int(d, "rate", 0);
+    int64_t age_ms = qdict_get_try_int(d, "age-ms", 0);
     g_autofree char *key = NULL;
     SgGrowth *growth;
     Task *t;
@@ -503,6 +617,8 @@ static void handle_request(SgController *c, SgConn *conn, QDict *d)
     t->attempt = attempt;
     t->needed = needed;
     t->rate = MAX(rate, 0);
+    /* less than that: it was rounded */
+    t->raised_us = t->since_us - (CLAMP(age_ms, 1, AGE_MAX_MS) - 1) * 1000;
     add_asker(t, conn);
     task_decide(t);
 }
@@ -658,8 +774,14 @@ static void handle_grow(SgController *c, SgConn *conn, QDict *d)
     t->id = 1;
     t->attempt = 1;
     t->needed = bytes;
+    t->raised_us = TASK_BY_HAND;
     add_asker(t, conn);
     task_decide(t);
+}
+
+/* It is there, and has nothing to ask for */
+static void handle_hello(SgController *c, SgConn *conn, QDict *d)
+{
 }
 
 static void handle_outcome(SgController *c, SgConn *conn, QDict *d)
@@ -674,6 +796,7 @@ static const struct Handler {
     const char *type;
     void (*handle)(SgController *c, SgConn *conn, QDict *d);
 } handlers[] = {
+    { "hello", handle_hello },
     { "request", handle_request },
     { "outcome", handle_outcome },
     { "list", handle_list },
@@ -683,13 +806,68 @@ static const struct Handler {
     { "grow", handle_grow },
 };
 
+/* Strangers must not fill the log, either */
+static void tell_dropped(SgController *c, const char *why)
+{
+    int64_t now_us = g_get_monotonic_time();
+
+    c->dropped++;
+    if (!c->told_us || now_us - c->told_us >= TELL_US) {
+        g_message("%u connections without a message were closed; the last: %s",
+                  c->dropped, why);
+        c->dropped = 0;
+        c->told_us = now_us;
+    }
+}
+
+static void peer_spoke(Peer *p)
+{
+    if (p->timer) {
+        g_source_remove(p->timer);
+        p->timer = 0;
+        g_queue_unlink(&p->c->silent, &p->silent);
+    }
+}
+
+static void peer_free(Peer *p)
+{
+    SgController *c = p->c;
+    GHashTableIter iter;
+    gpointer task;
+
+    peer_spoke(p);
+    g_hash_table_remove(c->peers, p);
+    g_hash_table_iter_init(&iter, c->tasks);
+    while (g_hash_table_iter_next(&iter, NULL, &task)) {
+        g_ptr_array_remove(((Task *)task)->askers, p->conn);
+    }
+    g_free(p);
+}
+
+static void peer_drop(Peer *p, const char *why)
+{
+    SgController *c = p->c;
+
+    sg_conn_abort(p->conn);
+    peer_free(p);
+    tell_dropped(c, why);
+}
+
+static gboolean peer_is_late(gpointer opaque)
+{
+    peer_drop(opaque, "it took too long");
+    return G_SOURCE_REMOVE;
+}
+
 static void conn_object(SgConn *conn, QDict *d, void *opaque)
 {
+    Peer *p = opaque;
     const char *type = qdict_get_try_str(d, "type");
 
+    peer_spoke(p);
     for (int i = 0; type && i < G_N_ELEMENTS(handlers); i++) {
         if (g_str_equal(type, handlers[i].type)) {
-            handlers[i].handle(opaque, conn, d);
+            handlers[i].handle(p->c, conn, d);
             return;
         }
     }
@@ -698,16 +876,14 @@ static void conn_object(SgConn *conn, QDict *d, void *opaque)
 
 static void conn_closed(SgConn *conn, const char *why, void *opaque)
 {
-    SgController *c = opaque;
-    GHashTableIter iter;
-    gpointer task;
+    Peer *p = opaque;
 
-    g_message("a peer has gone: %s", why);
-    g_hash_table_remove(c->conns, conn);
-    g_hash_table_iter_init(&iter, c->tasks);
-    while (g_hash_table_iter_next(&iter, NULL, &task)) {
-        g_ptr_array_remove(((Task *)task)->askers, conn);
+    if (p->timer) {
+        tell_dropped(p->c, why);
+    } else {
+        g_message("a peer has gone: %s", why);
     }
+    peer_free(p);
 }
 
 static const SgConnOps conn_ops = {
@@ -717,7 +893,29 @@ static const SgConnOps conn_ops = {
 
 void sg_controller_serve(SgController *c, GIOStream *stream)
 {
-    g_hash_table_add(c->conns, sg_conn_new(stream, &conn_ops, c));
+    Peer *p;
+
+    if (g_hash_table_size(c->peers) >= c->limits.connections) {
+        p = g_queue_peek_head(&c->silent);
+        if (!p) {
+            g_object_unref(stream);
+            tell_dropped(c, "there are too many");
+            return;
+        }
+        peer_drop(p, "there are too many");
+    }
+    p = g_new0(Peer, 1);
+    p->c = c;
+    p->timer = g_timeout_add(c->limits.hello_ms, peer_is_late, p);
+    p->silent.data = p;
+    g_queue_push_tail_link(&c->silent, &p->silent);
+    p->conn = sg_conn_new(stream, &conn_ops, p);
+    g_hash_table_add(c->peers, p);
+}
+
+unsigned sg_controller_connections(SgController *c)
+{
+    return c->limits.connections;
 }
 
 /* The policy that a growth had begun by, if the configuration still has it */
@@ -740,25 +938,33 @@ static void queue_free(gpointer queue)
     g_queue_free(queue);
 }
 
-SgController *sg_controller_new(GPtrArray *policies, SgJournal *journal)
+SgController *sg_controller_new(GPtrArray *policies, const SgLimits *limits,
+                                SgJournal *journal)
 {
     SgController *c = g_new0(SgController, 1);
     GPtrArray *all = sg_journal_all(journal);
 
     c->policies = policies;
+    c->limits = *limits;
     c->journal = journal;
     g_queue_init(&c->begun);
+    g_queue_init(&c->silent);
     c->tasks = g_hash_table_new(g_str_hash, g_str_equal);
     c->busy = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                     queue_free);
     c->paused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->denials = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    c->conns = g_hash_table_new(NULL, NULL);
+    c->grown = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                     grown_free);
+    c->served = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    c->peers = g_hash_table_new(NULL, NULL);
     for (unsigned i = 0; i < all->len; i++) {
         SgGrowth *g = g_ptr_array_index(all, i);
 
-        if (!g->ended) {
+        if (g->ended && !g->denied) {
+            count_served(c, g->key);
+        } else if (!g->ended) {
             Task *t = task_new(c, g->key, g->vm);
 
             g_message("%s: had begun, is finished now", g->key);

@@ -47,6 +47,11 @@ static const struct NumberMember {
     { "attempts", offsetof(SgPolicy, attempts), true, 1, 1000000, 5 },
 };
 
+static const struct NumberMember limit_numbers[] = {
+    { "connections", offsetof(SgLimits, connections), true, 1, 100000, 1024 },
+    { "hello-ms", offsetof(SgLimits, hello_ms), true, 1, 3600000, 10000 },
+};
+
 static const char *const other_members[] = {
     "vm", "path", "provider", "resource", "command"
 };
@@ -76,7 +81,8 @@ static bool bad(GError **error, const char *format, ...)
     return false;
 }
 
-static bool take_number(SgPolicy *p, QDict *d, const struct NumberMember *m,
+/* Into a member of @p, a SgPolicy or SgLimits */
+static bool take_number(void *p, QDict *d, const struct NumberMember *m,
                         GError **error)
 {
     QObject *object = qdict_get(d, m->name);
@@ -187,7 +193,29 @@ static bool take_policy(SgPolicy *p, QDict *d, GError **error)
     return p->provider != SG_PROVIDER_EXEC || take_command(p, d, error);
 }
 
-GPtrArray *sg_policies_parse(const char *text, GError **error)
+static bool take_limits(SgLimits *limits, QDict *d, GError **error)
+{
+    for (int i = 0; i < G_N_ELEMENTS(limit_numbers); i++) {
+        if (!take_number(limits, d, &limit_numbers[i], error)) {
+            return false;
+        }
+    }
+    for (const QDictEntry *e = qdict_first(d); e; e = qdict_next(d, e)) {
+        const char *name = qdict_entry_key(e);
+        bool known = g_str_equal(name, "policies");
+
+        for (int i = 0; i < G_N_ELEMENTS(limit_numbers); i++) {
+            known |= g_str_equal(name, limit_numbers[i].name);
+        }
+        if (!known) {
+            return bad(error, "it has no member '%s'", name);
+        }
+    }
+    return true;
+}
+
+GPtrArray *sg_policies_parse(const char *text, SgLimits *limits,
+                             GError **error)
 {
     g_autoptr(GPtrArray) policies = g_ptr_array_new_with_free_func(policy_free);
     Error *err = NULL;
@@ -196,12 +224,15 @@ GPtrArray *sg_policies_parse(const char *text, GError **error)
     QList *list = config ? qobject_to(QList, qdict_get(config, "policies"))
                          : NULL;
     const QListEntry *entry;
-    bool ok = list && qdict_size(config) == 1;
+    bool ok = list;
 
     if (!ok) {
         bad(error, "%s", err ? error_get_pretty(err)
                              : "it must be {\"policies\": [...]}");
     } else {
+        ok = take_limits(limits, config, error);
+    }
+    if (ok) {
         QLIST_FOREACH_ENTRY(list, entry) {
             QDict *d = qobject_to(QDict, qlist_entry_obj(entry));
             SgPolicy *p = g_new0(SgPolicy, 1);
@@ -262,11 +293,12 @@ static char *read_file(const char *path, GError **error)
     return g_steal_pointer(&text);
 }
 
-GPtrArray *sg_policies_load(const char *path, GError **error)
+GPtrArray *sg_policies_load(const char *path, SgLimits *limits,
+                            GError **error)
 {
     g_autofree char *text = read_file(path, error);
 
-    return text ? sg_policies_parse(text, error) : NULL;
+    return text ? sg_policies_parse(text, limits, error) : NULL;
 }
 
 bool sg_policy_matches(const SgPolicy *p, const char *vm, const char *path)

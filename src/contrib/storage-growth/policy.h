@@ -48,13 +48,26 @@ typedef struct SgPolicy {
 } SgPolicy;
 
 /**
+ * struct SgLimits: what the configuration says beside the policies
+ * @connections: so many peers at a time
+ * @hello_ms: how long one may take to say something, TLS included
+ */
+typedef struct SgLimits {
+    uint32_t connections;
+    uint32_t hello_ms;
+} SgLimits;
+
+/**
  * sg_policies_load: read a configuration
+ * @limits: filled in
  *
  * Returns: an array of SgPolicy that frees them, or NULL with @error set; it
  * names the member, the value and the limit.
  */
-GPtrArray *sg_policies_load(const char *path, GError **error);
-GPtrArray *sg_policies_parse(const char *text, GError **error);
+GPtrArray *sg_policies_load(const char *path, SgLimits *limits,
+                            GError **error);
+GPtrArray *sg_policies_parse(const char *text, SgLimits *limits,
+                             GError **error);
 
 /* Whether the patterns of a policy match */
 bool sg_policy_matches(const SgPolicy *policy, const char *vm,

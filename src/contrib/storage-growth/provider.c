@@ -8,7 +8,9 @@
  * Programs run beside the main loop.  One that takes too long is killed with
  * all that it has started, in a process group of its own.  It is waited for
  * even then: what cannot be killed now must not run twice.
- * What is done without a program are a few system calls on local files.
+ * What is done without a program are a few system calls on local files.  They
+ * may take as long as their disks do, so they have threads; not GLib's own for
+ * tasks, because strangers can keep those with TLS handshakes.
  *
  * Without a "resource" in the policy, names come from a virtual machine.  What
  * is opened then is what counts: its own name, without symbolic links, has to
@@ -21,6 +23,7 @@
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include "qapi/error.h"
@@ -29,6 +32,7 @@
 #include "provider.h"
 
 #define OUTPUT_MAX_BYTES (64 * 1024)
+#define THREADS_MAX 16
 
 /* <linux/mount.h> and <sys/mount.h> exclude each other */
 #define PICK_CLOEXEC 0x1
@@ -187,14 +191,38 @@ static void lead_group(gpointer opaque)
     setpgid(0, 0);
 }
 
+/* A file, because a pipe would break if the program does not read it */
+static int input_file(const char *input)
+{
+    size_t len = strlen(input);
+    int fd = memfd_create("input", MFD_CLOEXEC);
+
+    if (fd >= 0 && (write(fd, input, len) != len ||
+                    lseek(fd, 0, SEEK_SET) < 0)) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+/* @input is what it reads, or NULL */
 static void run_program(Job *job, const char *const *argv, const char *input)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GSubprocessLauncher) launcher =
-        g_subprocess_launcher_new(G_SUBPROCESS_FLAGS_STDIN_PIPE |
-                                  G_SUBPROCESS_FLAGS_STDOUT_PIPE |
+        g_subprocess_launcher_new(G_SUBPROCESS_FLAGS_STDOUT_PIPE |
                                   G_SUBPROCESS_FLAGS_STDERR_PIPE);
 
+    if (input) {
+        int fd = input_file(input);
+
+        if (fd < 0) {
+            job_set_error(job, argv[0], g_strerror(errno));
+            g_idle_add(job_finish, job);
+            return;
+        }
+        g_subprocess_launcher_take_stdin_fd(launcher, fd);
+    }
     g_subprocess_launcher_set_child_setup(launcher, lead_group, NULL, NULL);
     job->process = g_subprocess_launcher_spawnv(launcher, argv, &error);
     if (!job->process) {
@@ -204,7 +232,7 @@ static void run_program(Job *job, const char *const *argv, const char *input)
     }
     job->timer = g_timeout_add(job->policy->timeout_ms, program_late, job);
     job->cancel = g_cancellable_new();
-    g_subprocess_communicate_utf8_async(job->process, input, job->cancel,
+    g_subprocess_communicate_utf8_async(job->process, NULL, job->cancel,
                                         program_ended, job);
 }
 
@@ -327,7 +355,6 @@ static void do_tmpfs(Job *job)
         }
         close(fd);
     }
-    g_idle_add(job_finish, job);
 }
 
 static void do_file(Job *job)
@@ -336,7 +363,6 @@ static void do_file(Job *job)
     struct stat st;
 
     if (fd < 0) {
-        g_idle_add(job_finish, job);
         return;
     }
     if (fstat(fd, &st) < 0) {
@@ -350,7 +376,6 @@ static void do_file(Job *job)
         job->size = MAX((uint64_t)st.st_size, job->target);
     }
     close(fd);
-    g_idle_add(job_finish, job);
 }
 
 /* The name that the kernel has for the file behind a loop device */
@@ -428,12 +453,13 @@ static void do_loop(Job *job)
         }
         close(fd);
     }
-    g_idle_add(job_finish, job);
 }
 
-static void job_start(Job *job)
+/* In a thread, which has the job to itself */
+static void do_job(gpointer data, gpointer opaque)
 {
-    job->name = strchr(job->resource, ':') + 1;
+    Job *job = data;
+
     switch (job->policy->provider) {
     case SG_PROVIDER_TMPFS:
         do_tmpfs(job);
@@ -441,8 +467,31 @@ static void job_start(Job *job)
     case SG_PROVIDER_FILE:
         do_file(job);
         break;
-    case SG_PROVIDER_LOOP:
+    default:
         do_loop(job);
+        break;
+    }
+    g_idle_add(job_finish, job);
+}
+
+static void start_thread(Job *job)
+{
+    static GThreadPool *threads;
+
+    if (!threads) {
+        threads = g_thread_pool_new(do_job, NULL, THREADS_MAX, false, NULL);
+    }
+    g_thread_pool_push(threads, job, NULL);
+}
+
+static void job_start(Job *job)
+{
+    job->name = strchr(job->resource, ':') + 1;
+    switch (job->policy->provider) {
+    case SG_PROVIDER_TMPFS:
+    case SG_PROVIDER_FILE:
+    case SG_PROVIDER_LOOP:
+        start_thread(job);
         break;
     case SG_PROVIDER_LVM:
         run_lvm(job);

@@ -119,8 +119,12 @@ static void controller_connected(GIOStream *stream)
 {
     GHashTableIter iter;
     gpointer vm;
+    QDict *hello;
 
     controller = sg_conn_new(stream, &controller_ops, NULL);
+    hello = qdict_new();
+    qdict_put_str(hello, "type", "hello");
+    sg_conn_send(controller, hello);
     g_hash_table_iter_init(&iter, vms);
     while (g_hash_table_iter_next(&iter, NULL, &vm)) {
         ((SgVm *)vm)->query(vm);
@@ -220,6 +224,7 @@ static void note_attempt(SgVm *vm, int64_t id, int64_t attempt)
 void sg_agent_request(SgVm *vm, QDict *request)
 {
     static const char *const numbers[] = { "id", "attempt", "needed", "rate" };
+    int64_t attempt = qdict_get_try_int(request, "attempt", 0);
     const char *instance = qdict_get_try_str(request, "instance");
     const char *state = qdict_get_try_str(request, "state");
     const char *path = qdict_get_try_str(request, "filename");
@@ -231,8 +236,7 @@ void sg_agent_request(SgVm *vm, QDict *request)
     }
     g_free(vm->instance);
     vm->instance = g_strdup(instance);
-    note_attempt(vm, qdict_get_try_int(request, "id", 0),
-                 qdict_get_try_int(request, "attempt", 0));
+    note_attempt(vm, qdict_get_try_int(request, "id", 0), attempt);
     if (!controller) {
         return;                   /* asked again when it is there */
     }
@@ -245,6 +249,10 @@ void sg_agent_request(SgVm *vm, QDict *request)
     for (int i = 0; i < G_N_ELEMENTS(numbers); i++) {
         qdict_put_int(d, numbers[i],
                       qdict_get_try_int(request, numbers[i], 0));
+    }
+    if (attempt == 1) {
+        /* later ones were raised later, and QEMU does not tell when */
+        qdict_put_int(d, "age-ms", qdict_get_try_int(request, "age-ms", 0));
     }
     sg_conn_send(controller, d);
 }

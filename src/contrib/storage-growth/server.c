@@ -8,9 +8,13 @@
 
 #include "qemu/osdep.h"
 #include <gio/gunixsocketaddress.h>
+#include <sys/resource.h>
 #include "conn.h"
 #include "policy.h"
 #include "server.h"
+
+/* Descriptors for what is no connection: pipes of providers above all */
+#define OTHER_DESCRIPTORS 512
 
 #define STALE_TRIES 20
 #define STALE_WAIT_US 50000
@@ -27,11 +31,13 @@ bool sg_need_option(const char *value, const char *name, GError **error)
 SgController *sg_controller_open(const char *config, const char *journal_path,
                                  GError **error)
 {
-    g_autoptr(GPtrArray) policies = sg_policies_load(config, error);
+    SgLimits limits;
+    g_autoptr(GPtrArray) policies = sg_policies_load(config, &limits, error);
     SgJournal *journal;
 
     journal = policies ? sg_journal_open(journal_path, error) : NULL;
-    return journal ? sg_controller_new(g_steal_pointer(&policies), journal)
+    return journal ? sg_controller_new(g_steal_pointer(&policies), &limits,
+                                       journal)
                    : NULL;
 }
 
@@ -141,6 +147,29 @@ static void remove_stale(GSocketAddress *address)
     }
 }
 
+/* When there are none left, accept() fails all the time */
+static bool have_descriptors(unsigned connections, GError **error)
+{
+    rlim_t need = (rlim_t)connections + OTHER_DESCRIPTORS;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < need) {
+        limit.rlim_cur = need;
+        if (limit.rlim_max < need || setrlimit(RLIMIT_NOFILE, &limit) < 0) {
+            g_set_error(error, G_IO_ERROR, G_IO_ERROR_INVALID_ARGUMENT,
+                        "'connections' is %u, but may be %" PRIu64 " here: "
+                        "this process may have %" PRIu64 " open files "
+                        "(LimitNOFILE, ulimit -Hn), of which %d are for other "
+                        "things", connections,
+                        (uint64_t)(limit.rlim_max > OTHER_DESCRIPTORS
+                                   ? limit.rlim_max - OTHER_DESCRIPTORS : 0),
+                        (uint64_t)limit.rlim_max, OTHER_DESCRIPTORS);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool sg_server_listen(SgController *c, const char *address,
                       const SgTlsFiles *tls, GError **error)
 {
@@ -151,7 +180,7 @@ bool sg_server_listen(SgController *c, const char *address,
 
     s->controller = c;
     where = sg_address_parse(address, &is_tls, error);
-    if (!where) {
+    if (!where || !have_descriptors(sg_controller_connections(c), error)) {
         return false;
     }
     g_signal_connect(service, "incoming", G_CALLBACK(incoming), s);

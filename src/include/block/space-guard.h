@@ -24,6 +24,14 @@
 void GRAPH_RDLOCK space_guard_drained_begin(BlockDriverState *bs);
 
 /**
+ * space_guard_cancel_below: give back the writes that are cancelled
+ * @bs: a node whose requests in flight are cancelled, as those of a job are
+ *
+ * Context: main thread, graph lock held for reading.
+ */
+void GRAPH_RDLOCK space_guard_cancel_below(BlockDriverState *bs);
+
+/**
  * space_guard_cancel: give back all writes that are held
  *
  * A device that is reset waits until what it cancels has ended.  Nobody can
@@ -48,6 +56,25 @@ void space_guard_cancel(void);
  * Context: main thread.
  */
 bool space_guard_check_backend(BlockBackend *blk, Error **errp);
+
+/**
+ * space_guard_check_writer: refuse who loses what a space-guard holds
+ * @blk: what a device is about to write to
+ * @errp: set when this returns false
+ *
+ * A write may wait only for a device that keeps it when it fails after all,
+ * one with the property "werror".  Others write while the vCPU or the main
+ * loop waits, which then cannot take the answer.
+ *
+ * It is for a device whose permissions do not count yet, as the migration is
+ * incoming.  Else the guard sees it, and whatever comes above it later.
+ *
+ * Returns: false when a guard below @blk that writes go through has
+ * policy=hold, and its device does not keep them.
+ *
+ * Context: main thread.
+ */
+bool space_guard_check_writer(BlockBackend *blk, Error **errp);
 
 /**
  * space_vm_user_stop: somebody has stopped the VM

@@ -139,7 +139,8 @@ extern unsigned space_held_count;
  * @g: the guard; its node is in flight
  * @m: filled in
  *
- * May wait for a thread that asks the file system.
+ * May wait for a thread that asks the file system, for a second at most: then
+ * it counts as one that does not tell.
  */
 void coroutine_fn GRAPH_RDLOCK space_guard_co_measure(SpaceGuard *g,
                                                       SpaceMeasure *m);
@@ -213,6 +214,12 @@ void space_request_low_water(SpaceGuard *g, const SpaceMeasure *m, bool low);
 
 /* Fail all writes that @g holds, because of a drain */
 void space_requests_give_back(SpaceGuard *g);
+
+/*
+ * ... because one of them is cancelled: that stops no VM.  So those that come
+ * later may wait, if nothing else had failed.
+ */
+void space_requests_cancel(SpaceGuard *g);
 
 /* Whether a request keeps the VM stopped */
 bool space_requests_block_resume(void);
