@@ -764,7 +764,20 @@ bool tx_withdraw(struct zpipe *zp)
     return true;
 }
 
-void tx_salvage(struct zpipe *zp)
+bool tx_conceal(struct zpipe *zp)
+{
+    uint64_t i;
+
+    for (i = zp->tx.rel; i != zp->tx.prod; i++) {
+        if (slot_at(zp, i)->type == ZP_W_CMA) {
+            st_relaxed(&zp->own.ctl->w_prod, i);
+            return true;
+        }
+    }
+    return false;
+}
+
+void tx_salvage(struct zpipe *zp, bool reads, uint64_t deadline)
 {
     uint64_t rel, taken;
     bool final = true;
@@ -773,8 +786,8 @@ void tx_salvage(struct zpipe *zp)
         return;
     }
     st_relaxed(&zp->own.ctl->w_prod, zp->tx.rel);
-    if (zp->tx.prod != zp->tx.rel) {
-        final = await_untouched(zp, patience_end(zp, ZP_LAST_PATIENCE_NS));
+    if (reads || zp->tx.prod != zp->tx.rel) {
+        final = await_untouched(zp, deadline);
     }
     rel = ld_acquire(&zp->peer.ctl->rel);
     if (rel - zp->tx.rel <= zp->tx.prod - zp->tx.rel) {
