@@ -209,6 +209,8 @@ struct zpipe {
     bool resumed;
     bool session_known;
     uint8_t cookie[16];
+    uint8_t peer_cookie[16];
+    uint64_t peer_cookie_addr;
     bool cma_read, cma_write, peer_cma_read;
     int cma_error;
     bool cma_lost;              /* the peer is to be told */
