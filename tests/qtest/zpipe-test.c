@@ -951,6 +951,13 @@ static void test_add_meanwhile(void)
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
                              "'arguments': {'id': 'x'}}");
     transfer(&t, 100 * 1000, 100 * 1000, 3);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
+        "'arguments': {'uri': 'exec:cat >/dev/null'}}");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-change',"
+        "'arguments': {'id': 'ch', 'backend': {'type': 'zpipe', 'data':"
+        "{'path': %s, 'server': true}}}}", y);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
+    wait_for_status(t.guest.qts, "cancelled");
     test_end(&t);
 }
 

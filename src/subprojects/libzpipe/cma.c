@@ -62,10 +62,10 @@ static int transfer(struct zpipe *zp, bool write, const struct iovec *local,
         local += k;
         n -= k;
     }
-    return still_there(zp);
+    return 0;
 }
 
-/* Does the peer's memory hold what it said at connect? */
+/* Is it still there, and its memory with what it said at connect? */
 static int check_cookie(struct zpipe *zp)
 {
     uint8_t found[sizeof(zp->peer_cookie)];
@@ -77,7 +77,7 @@ static int check_cookie(struct zpipe *zp)
         (!ret && memcmp(found, zp->peer_cookie, sizeof(found)))) {
         ret = -ESRCH;           /* another process, or another program */
     }
-    return ret;
+    return ret ? ret : still_there(zp);
 }
 
 int cma_read(struct zpipe *zp, const struct iovec *local, int n,
@@ -100,6 +100,9 @@ int cma_write(struct zpipe *zp, const struct iovec *local, int n,
 
     if (!ret) {
         ret = transfer(zp, true, local, n, remote, len);
+    }
+    if (!ret) {
+        ret = still_there(zp);
     }
     zp->stats.cma_errors += ret != 0;
     return ret;
