@@ -857,6 +857,7 @@ void link_drained(struct zpipe *zp)
 
 void zpipe_detach(struct zpipe *zp)
 {
+    zp->wait_end = patience_end(zp, ZP_PATIENCE_NS);
     if (zp->link == LINK_UP) {
         tx_withdraw(zp);
     }
@@ -865,4 +866,5 @@ void zpipe_detach(struct zpipe *zp)
         snprintf(zp->error_text, sizeof(zp->error_text), "detached");
         end_link(zp, false);
     }
+    zp->wait_end = 0;
 }
