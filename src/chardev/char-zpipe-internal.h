@@ -83,6 +83,7 @@ struct ZpipeChardev {
     bool tx_blocked;                    /* a write found no room */
     bool kicked;                        /* run() is to be called */
     uint64_t tx_accepted;               /* bytes, by this handle */
+    size_t refused;                     /* by the last write, for no peer */
     ZpipeTotals totals;                 /* of earlier handles */
 
     /* The context's thread only. */

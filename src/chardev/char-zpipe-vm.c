@@ -190,8 +190,24 @@ static int postcopy_notify_cb(NotifierWithReturn *n, void *opaque, Error **errp)
     return 0;
 }
 
+/*
+ * Pages are missing, or will be, and a peer would find zeros in their place,
+ * which then stay there.  A chardev that is there earlier is asked above.
+ */
+static bool pages_missing(void)
+{
+    PostcopyState state = postcopy_state_get();
+
+    return state != POSTCOPY_INCOMING_NONE && state != POSTCOPY_INCOMING_END;
+}
+
 static bool share_ram(ZpipeVM *vm, Error **errp)
 {
+    if (pages_missing()) {
+        error_setg(errp, "zpipe: share-ram=on does not work before an "
+                   "incoming postcopy migration is complete");
+        return false;
+    }
     if (ram_block_discard_disable(true) < 0) {
         error_setg(errp, "zpipe: share-ram=on does not work with devices that "
                    "discard guest RAM, such as virtio-mem");
@@ -232,10 +248,36 @@ static void vm_changed(void *opaque, bool running, RunState state)
     }
 }
 
+/* What connects to a peer does not go over with descriptors. */
+static bool block_cpr(ZpipeVM *vm, Error **errp)
+{
+    error_setg(&vm->cpr_blocker, "chardev %s: a zpipe does not go over to "
+               "another QEMU by cpr-transfer or cpr-exec",
+               CHARDEV(vm->s)->label);
+    return migrate_add_blocker_modes(&vm->cpr_blocker,
+                                     BIT(MIG_MODE_CPR_TRANSFER) |
+                                     BIT(MIG_MODE_CPR_EXEC), errp) == 0;
+}
+
+/*
+ * There can be no new blocker while a migration runs.  One of a mode that is
+ * not to be blocked need not be waited for: block_cpr() follows at its end.
+ */
+static bool may_block_later(void)
+{
+    /* at the start there is no mode yet */
+    return migration_is_running() &&
+        (migrate_mode() == MIG_MODE_NORMAL ||
+         migrate_mode() == MIG_MODE_CPR_REBOOT);
+}
+
 static int migration_cb(NotifierWithReturn *n, MigrationEvent *e, Error **errp)
 {
     ZpipeVM *vm = container_of(n, ZpipeVM, migration);
 
+    if (!vm->cpr_blocker && !migration_is_running()) {
+        block_cpr(vm, NULL);
+    }
     /* a background snapshot says so, too, of a VM that stays here */
     if (e->type == MIG_EVENT_PRECOPY_DONE && !migrate_background_snapshot()) {
         zpipe_link_stop(vm->s);
@@ -391,11 +433,7 @@ bool zpipe_vm_attach(ZpipeChardev *s, bool share, Error **errp)
     migration_add_notifier_modes(&vm->migration, migration_cb,
                                  BIT(MIG_MODE_NORMAL) |
                                  BIT(MIG_MODE_CPR_REBOOT));
-    error_setg(&vm->cpr_blocker, "chardev %s: a zpipe does not go over to "
-               "another QEMU by cpr-transfer or cpr-exec", CHARDEV(s)->label);
-    if (migrate_add_blocker_modes(&vm->cpr_blocker,
-                                  BIT(MIG_MODE_CPR_TRANSFER) |
-                                  BIT(MIG_MODE_CPR_EXEC), errp) < 0) {
+    if (!may_block_later() && !block_cpr(vm, errp)) {
         return false;
     }
     return !share || share_ram(vm, errp);

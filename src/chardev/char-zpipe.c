@@ -326,6 +326,18 @@ static ssize_t try_write_locked(ZpipeChardev *s, const uint8_t *buf, size_t len)
 }
 
 /*
+ * Who writes so does not wait, most of them: bytes are dropped.  One that does
+ * asks for a watch next.  Called with s->lock held.
+ */
+static int no_peer_locked(ZpipeChardev *s, size_t len)
+{
+    s->refused = len;
+    s->totals.dropped_bytes += len;
+    errno = EIO;
+    return -1;
+}
+
+/*
  * Called with chr_write_lock held, by any thread.  The caller may come again
  * and again until there is room, and hold the BQL meanwhile: so look whether
  * the peer is still there, which otherwise the source does.
@@ -336,10 +348,9 @@ static int zpipe_chr_write(Chardev *chr, const uint8_t *buf, int len)
     ssize_t ret;
 
     QEMU_LOCK_GUARD(&s->lock);
+    s->refused = 0;
     if (!chr->be_open) {
-        s->totals.dropped_bytes += len;
-        errno = EIO;
-        return -1;
+        return no_peer_locked(s, len);
     }
     ret = try_write_locked(s, buf, len);
     if (ret == -EAGAIN) {
@@ -352,16 +363,13 @@ static int zpipe_chr_write(Chardev *chr, const uint8_t *buf, int len)
         qatomic_set(&s->tx_blocked, true);
     }
     zpipe_flush(s->zp);
-    if (ret < 0) {
-        if (ret == -EAGAIN && zpipe_state(s->zp) == ZPIPE_CONNECTED) {
-            errno = EAGAIN;
-        } else {
-            /* no peer, for the time being: who writes so does not wait */
-            s->totals.dropped_bytes += len;
-            kick_locked(s);
-            errno = EIO;
-        }
+    if (ret == -EAGAIN && zpipe_state(s->zp) == ZPIPE_CONNECTED) {
+        errno = EAGAIN;
         return -1;
+    }
+    if (ret < 0) {
+        kick_locked(s);
+        return no_peer_locked(s, len);
     }
     return ret;
 }
@@ -548,6 +556,11 @@ static GSource *zpipe_chr_add_watch(Chardev *chr, GIOCondition cond)
 
     w->s = CHARDEV_ZPIPE(object_ref(OBJECT(chr)));
     w->cond = cond;
+    WITH_QEMU_LOCK_GUARD(&w->s->lock) {
+        /* it has kept what was refused, and comes again */
+        w->s->totals.dropped_bytes -= w->s->refused;
+        w->s->refused = 0;
+    }
     return source;
 }
 

@@ -521,10 +521,10 @@ class Moved(ZpipeTest):
     """The machine's state is saved, loaded, moved in mid-stream."""
     SIZE = 256 * MIB
 
-    def guest(self, name, **options):
+    def guest(self, name, extra='', **options):
         return ShellGuest(
             name, {'z0': f'path={self.folder}/z0,server=on,wait=off,'
-                         'hold-ms=20000'}, **options)
+                         f'hold-ms=20000{extra}'}, **options)
 
     def hmp(self, guest, line):
         said = guest.vm.cmd('human-monitor-command', command_line=line)
@@ -594,6 +594,89 @@ class Moved(ZpipeTest):
                 target.end()
         self.assertEqual(stats['received'], size)
         self.assertEqual((stats['connects'], stats['resumed']), (2, 0))
+
+    def postcopy(self, options='', *peer_options, shown=False):
+        """The guest runs on the target, and its port goes on, while most of
+        its memory is missing there; return the target's info and statistics
+        of the peer.
+
+        @shown: the source shows its memory to the peer
+        """
+        size, uri = self.SIZE // 2, f'unix:{self.folder}/migration'
+        wanted = [{'capability': 'postcopy-ram', 'state': True}]
+        memory = ('-object', 'memory-backend-memfd,id=m,size=256M,share=on')
+        machine = 'q35,memory-backend=m'
+        with self.guest('zpipe-source', machine=machine, extra=options + (
+                            ',share-ram=on,mechanism=map' * shown),
+                        args=(*memory[:-1], memory[-1] + ',seal-write=on')
+                        ) as source, \
+                self.guest('zpipe-target', machine=machine, extra=options,
+                           args=(*memory, '-incoming', uri)) as target:
+            from qemu.qmp import ExecuteError
+            try:
+                target.vm.cmd('migrate-set-capabilities', capabilities=wanted)
+            except ExecuteError as err:     # the host's kernel has it not
+                self.skipTest(str(err))
+            source.vm.cmd('migrate-set-capabilities', capabilities=wanted)
+            source.vm.cmd('migrate-set-parameters', **{
+                'max-bandwidth': MIB, 'max-postcopy-bandwidth': 8 * MIB})
+            source.wait_result('ready')
+            peer = self.peer(f'{self.folder}/z0', '--reconnect=20',
+                             *peer_options, send=(size, 11),
+                             receive=(size, 22))
+            source.wait_info('z0', lambda x: x['state'] == 'connected',
+                             'connected')
+            source.tell(f'both z0 {size} 11 {size} 22')
+            source.wait_sent('z0', size // 8)
+            source.vm.cmd('migrate', uri=uri)
+            self.wait_migration(source, 'active')
+            source.vm.cmd('migrate-start-postcopy')
+            self.wait_migration(source, 'postcopy-active')
+            target.wait_info('z0', lambda x: x['state'] == 'connected',
+                             'connected')
+            with self.assertRaisesRegex(ExecuteError, 'postcopy'):
+                target.vm.cmd('chardev-add', id='z1', backend={
+                    'type': 'zpipe', 'data': {
+                        'path': f'{self.folder}/z1', 'server': True,
+                        'share-ram': True}})
+            target.wait_sent('z0', 1)
+            self.assertEqual(source.vm.cmd('query-migrate')['status'],
+                             'postcopy-active')
+            source.vm.cmd('migrate-set-parameters',
+                          **{'max-postcopy-bandwidth': 0})
+            self.wait_migration(source, 'completed')
+            status, text = target.told()
+            self.assertEqual(status, 0, text)
+            info = target.info('z0')
+            self.assertEqual(source.sent('z0') + target.sent('z0'), size)
+            stats = peer.finish(60)
+            target.end()
+        self.assertEqual(stats['received'], size)
+        self.assertEqual((stats['connects'], stats['resumed']), (2, 0))
+        return info, stats
+
+    def wait_migration(self, guest, wanted):
+        while True:
+            state = guest.vm.cmd('query-migrate')['status']
+            if state == wanted:
+                return
+            self.assertNotEqual(state, 'failed')
+            guest.check_time(f'migration {wanted}')
+            time.sleep(0.01)
+
+    def test_postcopy(self):
+        self.postcopy()
+
+    def test_postcopy_shown(self):
+        """The source has shown its memory; the target may not."""
+        self.postcopy(shown=True)
+
+    def test_postcopy_cma(self):
+        """QEMU reads the peer's memory into pages that are missing, and
+        writes it from such."""
+        info, stats = self.postcopy(',cma=on', '--cma')
+        self.assertTrue(info['cma-read'] and info['cma-write'])
+        self.assertGreater(stats['received direct']['bytes'], 0)
 
 
 if __name__ == '__main__':

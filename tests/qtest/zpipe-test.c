@@ -770,7 +770,7 @@ typedef struct MigrationCase {
     const char *from, *to, *name, *mode;
 } MigrationCase;
 
-static void wait_for_migration(QTestState *qts)
+static void wait_for_status(QTestState *qts, const char *wanted)
 {
     int64_t end = g_get_monotonic_time() + WAIT_US;
 
@@ -778,7 +778,7 @@ static void wait_for_migration(QTestState *qts)
         QDict *info = qtest_qmp_assert_success_ref(qts,
             "{'execute': 'query-migrate'}");
         const char *status = qdict_get_try_str(info, "status");
-        bool done = g_str_equal(status ?: "", "completed");
+        bool done = g_str_equal(status ?: "", wanted);
 
         g_assert_cmpstr(status, !=, "failed");
         qobject_unref(info);
@@ -788,6 +788,11 @@ static void wait_for_migration(QTestState *qts)
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(2000);
     }
+}
+
+static void wait_for_completed(QTestState *qts)
+{
+    wait_for_status(qts, "completed");
 }
 
 /* Another QEMU goes on where the first one was, with another peer. */
@@ -819,7 +824,7 @@ static void test_migration(const void *data)
     }
     qtest_qmp_assert_success(from, "{'execute': 'migrate', 'arguments':"
                              "{'uri': %s}}", uri);
-    wait_for_migration(from);
+    wait_for_completed(from);
     qtest_qmp_eventwait(to, "RESUME");
     /* what the first one has copied for the peer is there to be read */
     wait_until(&t, (peer_read(t.peer, 600 * 1000),
@@ -864,7 +869,7 @@ static void test_saved(void)
     wait_until(&t, !t.peer->reading);
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
                              "'arguments': {'uri': %s}}", uri);
-    wait_for_migration(t.guest.qts);
+    wait_for_completed(t.guest.qts);
     wait_until(&t, (peer_read(t.peer, 600 * 1000),
                     zpipe_state(t.peer->zp) == ZPIPE_IDLE));
     got = t.peer->got;
@@ -886,6 +891,18 @@ static void test_saved(void)
     test_end(&t);
 }
 
+#define CPR_TRANSFER "{'execute': 'migrate', 'arguments': {'channels': [" \
+    "{'channel-type': 'main', 'addr': {'transport': 'socket'," \
+    " 'type': 'unix', 'path': '/nonexistent/m'}}, {'channel-type': 'cpr'," \
+    " 'addr': {'transport': 'socket', 'type': 'unix'," \
+    " 'path': '/nonexistent/c'}}]}}"
+
+static void set_mode(QTestState *qts, const char *mode)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate-set-parameters',"
+                             "'arguments': {'mode': %s}}", mode);
+}
+
 /* The kinds of CPR in which a chardev would have to go over are refused. */
 static void test_cpr(void)
 {
@@ -898,19 +915,49 @@ static void test_cpr(void)
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-add',"
         "'arguments': {'id': 'x', 'backend': {'type': 'zpipe', 'data':"
         "{'path': %s, 'server': true}}}}", other);
-    qtest_qmp_assert_success(t.guest.qts, "{'execute':"
-        "'migrate-set-parameters', 'arguments': {'mode': 'cpr-transfer'}}");
-    expect_error(qtest_qmp(t.guest.qts, "{'execute': 'migrate', 'arguments':"
-                           "{'channels': [{'channel-type': 'main', 'addr':"
-                           "{'transport': 'socket', 'type': 'unix', 'path':"
-                           "'/nonexistent/m'}}, {'channel-type': 'cpr',"
-                           "'addr': {'transport': 'socket', 'type': 'unix',"
-                           "'path': '/nonexistent/c'}}]}}"), "zpipe");
-    qtest_qmp_assert_success(t.guest.qts, "{'execute':"
-        "'migrate-set-parameters', 'arguments': {'mode': 'normal'}}");
+    set_mode(t.guest.qts, "cpr-transfer");
+    expect_error(qtest_qmp(t.guest.qts, CPR_TRANSFER), "zpipe");
+    set_mode(t.guest.qts, "normal");
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
                              "'arguments': {'id': 'x'}}");
     transfer(&t, 100 * 1000, 100 * 1000, 3);
+    test_end(&t);
+}
+
+/* Another one is added while a migration runs; it counts after that. */
+static void test_add_meanwhile(void)
+{
+    const char *add = "{'execute': 'chardev-add', 'arguments': {'id': %s,"
+        "'backend': {'type': 'zpipe', 'data': {'path': %s, 'server': true}}}}";
+    g_autofree char *x = NULL, *y = NULL;
+    Test t;
+
+    test_begin(&t, "server=on,wait=off", "");
+    x = g_strdup_printf("%s/x", t.dir);
+    y = g_strdup_printf("%s/y", t.dir);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute':"
+        "'migrate-set-parameters', 'arguments': {'max-bandwidth': 4096}}");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
+        "'arguments': {'uri': 'exec:cat >/dev/null'}}");
+    qtest_qmp_assert_success(t.guest.qts, add, "x", x);
+    qtest_qmp_assert_success(t.guest.qts, add, "y", y);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
+                             "'arguments': {'id': 'y'}}");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
+    wait_for_status(t.guest.qts, "cancelled");
+    set_mode(t.guest.qts, "cpr-transfer");
+    expect_error(qtest_qmp(t.guest.qts, CPR_TRANSFER), "chardev x: a zpipe");
+    set_mode(t.guest.qts, "normal");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
+                             "'arguments': {'id': 'x'}}");
+    transfer(&t, 100 * 1000, 100 * 1000, 3);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
+        "'arguments': {'uri': 'exec:cat >/dev/null'}}");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-change',"
+        "'arguments': {'id': 'ch', 'backend': {'type': 'zpipe', 'data':"
+        "{'path': %s, 'server': true}}}}", y);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
+    wait_for_status(t.guest.qts, "cancelled");
     test_end(&t);
 }
 
@@ -1079,9 +1126,9 @@ static void test_mux(void)
 
     test_begin(&t, "server=on,wait=off,mux=on", "");
     g_assert_cmpint(stat_of(t.guest.qts, "zpipe-async-refused-mux"), >, 0);
-    guest_post_out(&t.guest, 100 * 1000, 3);
-    peer_read(t.peer, 100 * 1000);
-    wait_until(&t, (peer_read(t.peer, 100 * 1000), guest_poll(&t.guest),
+    /* its sizes are random: the queue may not hold all of it */
+    wait_until(&t, (guest_post_out(&t.guest, 100 * 1000, 3),
+                    peer_read(t.peer, 100 * 1000), guest_poll(&t.guest),
                     t.peer->got == 100 * 1000));
     test_end(&t);
 }
@@ -1261,6 +1308,7 @@ int main(int argc, char **argv)
     qtest_add_func("/zpipe/ram/virtio-mem", test_virtio_mem);
     qtest_add_func("/zpipe/ram/bad", test_bad_memory);
     qtest_add_func("/zpipe/cpr", test_cpr);
+    qtest_add_func("/zpipe/add-meanwhile", test_add_meanwhile);
     qtest_add_data_func("/zpipe/stop/private", "server=on,wait=off",
                         test_stop);
     qtest_add_data_func("/zpipe/stop/shared",

@@ -318,6 +318,16 @@ class Command(Installed):
                 self.assertEqual((done.returncode, done.stderr), (
                     1, 'zpipe: standard output: No space left on device\n'))
 
+    def test_both_sides_of_bench_report(self):
+        """The reader leaves first: that must not kill the writer, which has
+        yet to say what it has used."""
+        for way in ('pipe', 'socket', 'copy', 'push', 'map'):
+            with self.subTest(way=way):
+                done = self.run_zpipe('bench', '--json', '--repeats=1',
+                                      '--tests=throughput', '--sets=hot',
+                                      '--sizes=4K', '--ms=5', f'--ways={way}')
+                self.assertEqual((done.returncode, done.stderr), (0, ''))
+
     def test_limits_of_bench(self):
         path = '/nonexistent/x'
         for words, text in (

@@ -438,6 +438,63 @@ static ZpipeInfo *only_info(ZpipeInfoList *list)
     return list->value;
 }
 
+static uint64_t dropped_bytes(void)
+{
+    ZpipeInfoList *list = qmp_query_zpipe(&error_abort);
+    uint64_t dropped = only_info(list)->dropped_bytes;
+
+    qapi_free_ZpipeInfoList(list);
+    return dropped;
+}
+
+static bool is_held(void)
+{
+    ZpipeInfoList *list = qmp_query_zpipe(&error_abort);
+    bool held = only_info(list)->state == ZPIPE_STATE_HELD;
+
+    qapi_free_ZpipeInfoList(list);
+    return held;
+}
+
+/* A front end that waits, and comes again with the same, has dropped nothing */
+static void test_not_dropped(void)
+{
+    uint8_t data[10] = "kept";
+    bool woken = false;
+    Fixture f;
+
+    setup_connected(&f, ",server=on,wait=off,hold-ms=10000");
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    wait_for(&f, is_held());
+    g_assert_cmpint(qemu_chr_fe_write(&f.fe, data, 1), ==, -1);
+    g_assert_cmpint(dropped_bytes(), ==, 1);
+    for (int i = 0; i < 3; i++) {
+        /* a mux looks twice: it was the first look that counted */
+        guint twice;
+
+        g_assert_cmpint(qemu_chr_fe_write(&f.fe, data, 5), ==, -1);
+        g_assert_cmpint(errno, ==, EIO);
+        g_assert_cmpint(qemu_chr_fe_add_watch(&f.fe, G_IO_OUT, writable,
+                                              &woken), !=, 0);
+        twice = qemu_chr_fe_add_watch(&f.fe, G_IO_OUT, writable, &woken);
+        g_assert_cmpint(twice, !=, 0);
+        g_source_remove(twice);
+        g_assert_cmpint(dropped_bytes(), ==, 1);
+    }
+    g_assert_cmpint(qemu_chr_fe_write(&f.fe, data, 7), ==, -1);
+    g_assert_cmpint(dropped_bytes(), ==, 8);
+    g_assert_false(woken);
+    dial(&f);
+    wait_for(&f, woken);
+    g_assert_cmpint(qemu_chr_fe_write(&f.fe, data, 5), ==, 5);
+    memset(data, 0, 5);
+    peer_read(&f, data, 5);
+    g_assert_cmpstr((char *)data, ==, "kept");
+    g_assert_cmpint(dropped_bytes(), ==, 8);
+    teardown(&f);
+}
+
 /* Nobody comes back: the front end is told, and what was lost is counted. */
 static void test_hold_ends(void)
 {
@@ -1035,6 +1092,7 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/restarted", test_restarted);
     g_test_add_func("/zpipe/yank", test_yank);
     g_test_add_func("/zpipe/resume", test_resume);
+    g_test_add_func("/zpipe/not-dropped", test_not_dropped);
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);

@@ -70,22 +70,25 @@ int sealed_memfd(const char *name, size_t size)
     return fd;
 }
 
-static struct zp_map *map_new(void *base, size_t size, bool writable)
+/* @page: of the file; a part of a huge page cannot be unmapped. */
+static struct zp_map *map_new(void *base, size_t size, size_t page,
+                              bool writable)
 {
     struct zp_map *map = calloc(1, sizeof(*map));
+    size_t whole = (size + page - 1) / page * page;
 
     if (!map) {
-        munmap(base, size);
+        munmap(base, whole);
         return NULL;
     }
-    *map = (struct zp_map) { base, size, 1, writable };
+    *map = (struct zp_map) { base, size, whole, 1, writable };
     return map;
 }
 
 void map_put(struct zp_map *map)
 {
     if (map && !--map->refs) {
-        munmap(map->base, map->size);
+        munmap(map->base, map->whole);
         free(map);
     }
 }
@@ -110,7 +113,7 @@ int arena_create(struct zpipe *zp)
         close(fd);
         return ret;
     }
-    zp->own_map = map_new(base, size, true);
+    zp->own_map = map_new(base, size, ZP_PAGE, true);
     if (!zp->own_map) {
         close(fd);
         return -ENOMEM;
@@ -127,8 +130,8 @@ int arena_create(struct zpipe *zp)
     return 0;
 }
 
-/* Is it memory that can be touched without a SIGBUS? */
-static int check_fd(int fd, uint64_t end, bool allow_hugetlb)
+/* Is it memory that can be touched without a SIGBUS?  Stores its page size. */
+static int check_fd(int fd, uint64_t end, bool allow_hugetlb, size_t *page)
 {
     struct statfs fs;
     struct stat st;
@@ -149,6 +152,7 @@ static int check_fd(int fd, uint64_t end, bool allow_hugetlb)
         end > (uint64_t)st.st_size) {
         return -EINVAL;
     }
+    *page = fs.f_type == HUGETLBFS_MAGIC ? fs.f_bsize : ZP_PAGE;
     return 0;
 }
 
@@ -156,6 +160,7 @@ struct zp_map *map_fd(int fd, uint64_t offset, uint64_t size, bool writable,
                       bool allow_hugetlb, int *err)
 {
     struct zp_map *map;
+    size_t page;
     void *base;
 
     if (!size || size > SIZE_MAX / 2 || offset > INT64_MAX / 2 ||
@@ -163,7 +168,7 @@ struct zp_map *map_fd(int fd, uint64_t offset, uint64_t size, bool writable,
         *err = -EINVAL;
         return NULL;
     }
-    *err = check_fd(fd, offset + size, allow_hugetlb);
+    *err = check_fd(fd, offset + size, allow_hugetlb, &page);
     if (*err) {
         return NULL;
     }
@@ -173,7 +178,7 @@ struct zp_map *map_fd(int fd, uint64_t offset, uint64_t size, bool writable,
         *err = -errno;
         return NULL;
     }
-    map = map_new(base, size, writable);
+    map = map_new(base, size, page, writable);
     *err = map ? 0 : -ENOMEM;
     return map;
 }

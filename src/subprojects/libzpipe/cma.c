@@ -10,7 +10,9 @@
  * where it lies.  That also proves that the process is the one that speaks on
  * the socket, whatever the name spaces.  Its pidfd tells after each call that
  * the number still meant that process, and before each write, so that a process
- * that has got the number meanwhile is not written to.  (There is no such call
+ * that has got the number meanwhile is not written to.  The cookie, each time,
+ * tells that the process runs the program that offered its memory: it can
+ * execute another, which may be one with more rights.  (There is no such call
  * that takes a pidfd: what ends between the two is not seen in time.)
  */
 
@@ -60,7 +62,22 @@ static int transfer(struct zpipe *zp, bool write, const struct iovec *local,
         local += k;
         n -= k;
     }
-    return still_there(zp);
+    return 0;
+}
+
+/* Is it still there, and its memory with what it said at connect? */
+static int check_cookie(struct zpipe *zp)
+{
+    uint8_t found[sizeof(zp->peer_cookie)];
+    struct iovec here = { found, sizeof(found) };
+    int ret = transfer(zp, false, &here, 1, zp->peer_cookie_addr,
+                       sizeof(found));
+
+    if (ret == -EFAULT ||
+        (!ret && memcmp(found, zp->peer_cookie, sizeof(found)))) {
+        ret = -ESRCH;           /* another process, or another program */
+    }
+    return ret ? ret : still_there(zp);
 }
 
 int cma_read(struct zpipe *zp, const struct iovec *local, int n,
@@ -68,6 +85,9 @@ int cma_read(struct zpipe *zp, const struct iovec *local, int n,
 {
     int ret = transfer(zp, false, local, n, remote, len);
 
+    if (!ret) {
+        ret = check_cookie(zp);
+    }
     zp->stats.cma_errors += ret != 0;
     return ret;
 }
@@ -76,10 +96,13 @@ int cma_write(struct zpipe *zp, const struct iovec *local, int n,
               uint64_t remote, size_t len)
 {
     /* before, too: what was written to another process is not undone */
-    int ret = still_there(zp);
+    int ret = check_cookie(zp);
 
     if (!ret) {
         ret = transfer(zp, true, local, n, remote, len);
+    }
+    if (!ret) {
+        ret = still_there(zp);
     }
     zp->stats.cma_errors += ret != 0;
     return ret;
@@ -87,10 +110,6 @@ int cma_write(struct zpipe *zp, const struct iovec *local, int n,
 
 static int prove(struct zpipe *zp, const struct zp_hello *hello)
 {
-    uint8_t found[sizeof(hello->cookie)];
-    struct iovec here = { found, sizeof(found) };
-    int ret;
-
     if (zp->peer_pid <= 0 || !hello->cookie_addr) {
         return -ESRCH;
     }
@@ -98,11 +117,9 @@ static int prove(struct zpipe *zp, const struct zp_hello *hello)
     if (zp->peer_pidfd < 0) {
         return -errno;
     }
-    ret = transfer(zp, false, &here, 1, hello->cookie_addr, sizeof(found));
-    if (!ret && memcmp(found, hello->cookie, sizeof(found))) {
-        ret = -ESRCH;               /* another process has that number */
-    }
-    return ret;
+    zp->peer_cookie_addr = hello->cookie_addr;
+    memcpy(zp->peer_cookie, hello->cookie, sizeof(zp->peer_cookie));
+    return check_cookie(zp);
 }
 
 void cma_prove(struct zpipe *zp, const struct zp_hello *hello)

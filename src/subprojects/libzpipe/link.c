@@ -356,10 +356,14 @@ static void close_fd(int *fd)
     }
 }
 
-/* The same of one that a peer can send to. */
-static void drop_socket(int *sock)
+/*
+ * The same of one that a peer can send to.  A child, or the peer, may have it
+ * as well: so closing it does not end that it is watched.
+ */
+static void drop_socket(struct zpipe *zp, int *sock)
 {
     if (*sock >= 0) {
+        epoll_ctl(zp->epfd, EPOLL_CTL_DEL, *sock, NULL);
         close_socket(*sock);
         *sock = -1;
     }
@@ -721,7 +725,7 @@ int zpipe_attach(struct zpipe *zp, int sock, bool server)
     zp->server = server;
     ret = prepare(zp);
     if (ret) {
-        drop_socket(&zp->sock);
+        drop_socket(zp, &zp->sock);
         link_drop_peer(zp);
         return ret;
     }
@@ -756,7 +760,7 @@ void link_drop_peer(struct zpipe *zp)
     zp->touching = zp->asleep = zp->rx.demand = false;
     close_fd(&zp->arena_fd);
     close_fd(&zp->peer_bell);
-    drop_socket(&zp->bell);
+    drop_socket(zp, &zp->bell);
     zp->link = LINK_NONE;
 }
 
@@ -773,15 +777,42 @@ static void fail_requests(struct zpipe *zp)
     }
 }
 
+/*
+ * Requests go back to their owners, and the buffers with them.  A peer that is
+ * still there may be in the middle of writing into one.
+ */
+static void stop_peer(struct zpipe *zp, bool gone)
+{
+    bool reads = rx_conceal(zp);
+
+    tx_salvage(zp, reads, patience_end(zp, reads && !gone ?
+                                           ZP_PATIENCE_NS :
+                                           ZP_LAST_PATIENCE_NS));
+}
+
+void link_leave(struct zpipe *zp)
+{
+    bool shown;
+
+    if (zp->link == LINK_UP) {
+        shown = tx_conceal(zp);
+        shown |= rx_conceal(zp);
+        if (shown) {
+            await_untouched(zp, patience_end(zp, ZP_PATIENCE_NS));
+        }
+    }
+    link_drop_peer(zp);
+}
+
 static void end_link(struct zpipe *zp, bool readable)
 {
     bool was_up = zp->link == LINK_UP;
 
     if (was_up) {
-        tx_salvage(zp);
+        stop_peer(zp, readable);
     }
-    drop_socket(&zp->sock);
-    drop_socket(&zp->bell);
+    drop_socket(zp, &zp->sock);
+    drop_socket(zp, &zp->bell);
     cma_close(zp);
     zp->peer_cma_read = false;
     set_timer(zp, 0);
@@ -826,6 +857,7 @@ void link_drained(struct zpipe *zp)
 
 void zpipe_detach(struct zpipe *zp)
 {
+    zp->wait_end = patience_end(zp, ZP_PATIENCE_NS);
     if (zp->link == LINK_UP) {
         tx_withdraw(zp);
     }
@@ -834,4 +866,5 @@ void zpipe_detach(struct zpipe *zp)
         snprintf(zp->error_text, sizeof(zp->error_text), "detached");
         end_link(zp, false);
     }
+    zp->wait_end = 0;
 }

@@ -530,6 +530,20 @@ bool rx_revoke(struct zpipe *zp)
     return true;
 }
 
+bool rx_conceal(struct zpipe *zp)
+{
+    struct zp_rx *rx = &zp->rx;
+    struct zpipe_req *req;
+
+    st_relaxed(&zp->own.ctl->r_prod, rx->r_done);
+    for (req = rx->queue.head; req != rx->unposted; req = req->p.next) {
+        if (req->p.map) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void rx_start(struct zpipe *zp, uint64_t pos)
 {
     struct zp_rx *rx = &zp->rx;

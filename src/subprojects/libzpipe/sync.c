@@ -59,18 +59,22 @@ ssize_t zpipe_read_full(struct zpipe *zp, void *buf, size_t len)
 int zpipe_wait_connected(struct zpipe *zp, int timeout_ms)
 {
     uint64_t end = now_ns() + timeout_ms * 1000000ull;
+    int left_ms = timeout_ms;
 
     while (zpipe_state(zp) == ZPIPE_CONNECTING) {
-        uint64_t now = now_ns();
-        int ret;
+        int ret = link_poll(zp, left_ms);
 
-        if (timeout_ms >= 0 && now >= end) {
-            return -ETIMEDOUT;
-        }
-        ret = link_poll(zp, timeout_ms < 0
-                            ? -1 : (int)((end - now) / 1000000) + 1);
         if (ret < 0 && ret != -EINTR) {
             return ret;
+        }
+        /* at least one look, so that one that asks again gets there */
+        if (timeout_ms >= 0 && zpipe_state(zp) == ZPIPE_CONNECTING) {
+            uint64_t now = now_ns();
+
+            if (now >= end) {
+                return -ETIMEDOUT;
+            }
+            left_ms = (end - now + 999999) / 1000000;
         }
     }
     return zpipe_state(zp) == ZPIPE_CONNECTED ? 0

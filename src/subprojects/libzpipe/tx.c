@@ -20,6 +20,11 @@
 #define PUSH_MAX        (4u << 20)
 /* Do not cut smaller pieces than that because copy memory is short. */
 #define COPY_WORTH      4096u
+/*
+ * So much of the copy memory is in use by requests: their bytes stay where they
+ * are, so more would only drive what is copied out of the caches.
+ */
+#define COPY_AHEAD      (256u << 10)
 
 /* What became of an attempt to send a piece in some way. */
 enum attempt { SENT, IMPOSSIBLE, MUST_WAIT };
@@ -126,15 +131,18 @@ static void copy_rewind(struct zpipe *zp)
     }
 }
 
-/* How many bytes there are in one piece at the head of the copy memory. */
-static size_t copy_room(const struct zpipe *zp)
+/*
+ * How many bytes there are in one piece at the head of the copy memory, if so
+ * many may be in use in all.
+ */
+static size_t copy_room(const struct zpipe *zp, size_t most)
 {
     const struct zp_tx *tx = &zp->tx;
     size_t size = zp->own.copy_bytes;
-    size_t free = size - (tx->copy_head - tx->copy_tail);
+    size_t used = tx->copy_head - tx->copy_tail;
     size_t to_end = size - (tx->copy_head & (size - 1));
 
-    return MIN(MIN(free, to_end), ZP_COPY_MAX);
+    return used < most ? MIN(MIN(most - used, to_end), ZP_COPY_MAX) : 0;
 }
 
 /* Publish @bytes that lie at the head of the copy memory. */
@@ -180,15 +188,15 @@ static size_t copy_wanted(struct zpipe *zp, const struct zpipe_req *req)
 static enum attempt send_copy(struct zpipe *zp, struct zpipe_req *req)
 {
     size_t left = copy_wanted(zp, req);
+    size_t most = MIN(zp->own.copy_bytes, COPY_AHEAD);
     size_t room;
     uint8_t *to;
 
     copy_rewind(zp);
-    room = copy_room(zp);
+    room = copy_room(zp, most);
     to = zp->own.copy + (zp->tx.copy_head & (zp->own.copy_bytes - 1));
     if (room < MIN(left, COPY_WORTH) &&
-        (!room || zp->tx.copy_head - zp->tx.copy_tail + room ==
-                  zp->own.copy_bytes)) {
+        (!room || zp->tx.copy_head - zp->tx.copy_tail + room == most)) {
         return MUST_WAIT;
     }
     left = gather(req, MIN(left, room), to);
@@ -596,7 +604,7 @@ void tx_collect(struct zpipe *zp)
     }
     release_up_to(zp, rel);
     if (tx->want_space && !tx->queue.head && !ring_full(zp) &&
-        copy_room(zp)) {
+        copy_room(zp, zp->own.copy_bytes)) {
         tx->want_space = false;
         wake_self(zp);
     }
@@ -764,7 +772,20 @@ bool tx_withdraw(struct zpipe *zp)
     return true;
 }
 
-void tx_salvage(struct zpipe *zp)
+bool tx_conceal(struct zpipe *zp)
+{
+    uint64_t i;
+
+    for (i = zp->tx.rel; i != zp->tx.prod; i++) {
+        if (slot_at(zp, i)->type == ZP_W_CMA) {
+            st_relaxed(&zp->own.ctl->w_prod, i);
+            return true;
+        }
+    }
+    return false;
+}
+
+void tx_salvage(struct zpipe *zp, bool reads, uint64_t deadline)
 {
     uint64_t rel, taken;
     bool final = true;
@@ -773,8 +794,8 @@ void tx_salvage(struct zpipe *zp)
         return;
     }
     st_relaxed(&zp->own.ctl->w_prod, zp->tx.rel);
-    if (zp->tx.prod != zp->tx.rel) {
-        final = await_untouched(zp, patience_end(zp, ZP_LAST_PATIENCE_NS));
+    if (reads || zp->tx.prod != zp->tx.rel) {
+        final = await_untouched(zp, deadline);
     }
     rel = ld_acquire(&zp->peer.ctl->rel);
     if (rel - zp->tx.rel <= zp->tx.prod - zp->tx.rel) {
@@ -878,7 +899,7 @@ ssize_t zpipe_try_write(struct zpipe *zp, const void *buf, size_t len)
     }
     copy_rewind(zp);
     while (left && !zp->tx.queue.head && !ring_full(zp)) {
-        size_t bytes = MIN(left, copy_room(zp));
+        size_t bytes = MIN(left, copy_room(zp, zp->own.copy_bytes));
 
         if (!bytes) {
             break;

@@ -204,7 +204,7 @@ static void run_processes(const struct bench_case *what,
 {
     enum bench_kind kind = what->way->kind;
     bool fds = kind == BENCH_SOCKET || kind == BENCH_PIPE;
-    int ends[2][2], count = 0;
+    int ends[2][2], count = 0, status;
 
     if (fds && !open_ends(kind, ends)) {
         cmd_say("bench: %s", strerror(errno));
@@ -227,8 +227,11 @@ static void run_processes(const struct bench_case *what,
         close_end(ends[0]);
         close_end(ends[1]);
     }
-    while (count-- && wait(NULL) > 0) {
-        /* each of them */
+    /* each of them has something to tell */
+    while (count-- && wait(&status) > 0) {
+        if (status) {
+            shared->res.count = 0;
+        }
     }
 }
 

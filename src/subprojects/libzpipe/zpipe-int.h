@@ -72,6 +72,7 @@ struct req_queue {
 struct zp_map {
     void *base;
     size_t size;
+    size_t whole;               /* with the rest of its last page */
     unsigned refs;
     bool writable;
 };
@@ -208,6 +209,8 @@ struct zpipe {
     bool resumed;
     bool session_known;
     uint8_t cookie[16];
+    uint8_t peer_cookie[16];
+    uint64_t peer_cookie_addr;
     bool cma_read, cma_write, peer_cma_read;
     int cma_error;
     bool cma_lost;              /* the peer is to be told */
@@ -274,6 +277,8 @@ static inline bool link_readable(const struct zpipe *zp)
 /* A connection that has ended: drop what is left of it when nothing is. */
 void link_drained(struct zpipe *zp);
 void link_drop_peer(struct zpipe *zp);
+/* The handle is freed; what was copied stays for the peer to read. */
+void link_leave(struct zpipe *zp);
 
 /* ---------------------------------------------------------------- arena */
 
@@ -303,8 +308,16 @@ void tx_pump(struct zpipe *zp);
 void tx_collect(struct zpipe *zp);
 /* Take back what the peer has not taken.  False: the connection was lost. */
 bool tx_withdraw(struct zpipe *zp);
-/* The same with a connection that has ended. */
-void tx_salvage(struct zpipe *zp);
+/*
+ * The same with a connection that has ended.  The peer is waited for not after
+ * @deadline, if it has writes or, @reads, may be writing into reads.
+ */
+void tx_salvage(struct zpipe *zp, bool reads, uint64_t deadline);
+/*
+ * Take back what it reads by address: true if, as long as it is busy, it may
+ * be doing so.  What it has in its own mappings stays.
+ */
+bool tx_conceal(struct zpipe *zp);
 /* Writes were given back to the user: no peer can claim them any more. */
 void tx_disclaim(struct zpipe *zp);
 /* Begin with a new connection; the peer has all before @pos. */
@@ -322,6 +335,11 @@ void rx_pass(struct zpipe *zp);
 void rx_post(struct zpipe *zp);
 /* Take back all published reads.  False: the connection was lost. */
 bool rx_revoke(struct zpipe *zp);
+/*
+ * The same with a connection that ends: true if the peer, as long as it is
+ * busy, may be writing into one.
+ */
+bool rx_conceal(struct zpipe *zp);
 void rx_start(struct zpipe *zp, uint64_t pos);
 void rx_fail_all(struct zpipe *zp, int err);
 bool rx_has_news(struct zpipe *zp);

@@ -498,6 +498,7 @@ void zpipe_free(struct zpipe *zp)
     if (!zp) {
         return;
     }
+    link_leave(zp);
     for (int i = 0; i < ZPIPE_REGIONS_MAX; i++) {
         struct zp_own_region *region = &zp->regions[i];
 
@@ -508,7 +509,6 @@ void zpipe_free(struct zpipe *zp)
             }
         }
     }
-    link_drop_peer(zp);
     free_kept(zp);
     cma_close(zp);
     if (zp->sock >= 0) {

@@ -532,8 +532,8 @@ ZPIPE_API ssize_t zpipe_read_full(struct zpipe *zp, void *buf, size_t len);
 
 /**
  * zpipe_wait_connected: finish the handshake
- * @timeout_ms: at most so long, -1: no limit of its own;
- *      zpipe_config.handshake_ms holds in either case
+ * @timeout_ms: at most so long, 0: do what can be done now; -1: no limit of
+ *      its own; zpipe_config.handshake_ms holds in either case
  *
  * Returns: 0, -ETIMEDOUT, or why the connection ended.
  */

@@ -7,10 +7,13 @@
  *
  * The peer's process ends, another has its socket, and a third gets its
  * number: that one's memory is nobody's business.  In a PID namespace of its
- * own, where numbers can be chosen; skipped where that is not allowed.
+ * own, where numbers can be chosen; skipped where that is not allowed.  The
+ * same of a peer's process that executes another program.
  */
 
 #include <sched.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
 #include "common.h"
 
 #define CANNOT 77
@@ -152,9 +155,111 @@ static void test_reused_number(void)
     g_assert_cmpint(WEXITSTATUS(status), ==, 0);
 }
 
+/* ------------------------------------------- a process with another program */
+
+/* argv[1] of this program when it is executed by itself. */
+#define AS_PEER "--as-peer"
+#define AS_OTHER "--as-other"
+
+static char *own_path;
+
+static void execute(const char *as, const char *path, int ready, int check)
+{
+    g_autofree char *fds = g_strdup_printf("%d,%d", ready, check);
+
+    execl(own_path, own_path, as, path, fds, NULL);
+    _exit(2);
+}
+
+/* Post a read and run another program, which keeps the socket. */
+static void be_peer(const char *path, int ready, int check)
+{
+    struct zpipe_config config = config_of(ZPIPE_AUTO, ZPIPE_CMA);
+    struct zpipe *zp = zpipe_new(&config);
+
+    g_assert_cmpint(zpipe_connect(zp, path), ==, 0);
+    g_assert_cmpint(zpipe_wait_connected(zp, HANG_MS), ==, 0);
+    submit_read(zp, req_new(area, LEN));
+    reap_all(zp);
+    for (int fd = 3; fd < 64; fd++) {
+        fcntl(fd, F_SETFD, 0);
+    }
+    execute(AS_OTHER, path, ready, check);
+}
+
+/* That program: nobody has asked it for its memory. */
+static void be_other(int ready, int check)
+{
+    memset(area, 0x77, LEN);
+    tell(ready);
+    await(check);
+    for (size_t i = 0; i < LEN; i++) {
+        if (area[i] != 0x77) {
+            _exit(1);
+        }
+    }
+    _exit(0);
+}
+
+static void test_other_program(void)
+{
+    struct zpipe_config config = config_of(ZPIPE_DIRECT, ZPIPE_CMA);
+    struct zpipe *zp = zpipe_new(&config);
+    char *path = path_new();
+    int listener = zpipe_listen(path), ready[2], check[2], status;
+    uint8_t *out = g_malloc0(LEN);
+    Req *w = req_new(out, LEN);
+    pid_t peer;
+
+    g_assert_true(!pipe(ready) && !pipe(check));
+    peer = fork();
+    if (!peer) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        /* so that @area is in the same place in both programs */
+        personality(ADDR_NO_RANDOMIZE);
+        execute(AS_PEER, path, ready[1], check[0]);
+    }
+    g_assert_cmpint(poll(&(struct pollfd) { listener, POLLIN }, 1, HANG_MS),
+                    ==, 1);
+    g_assert_cmpint(zpipe_attach(zp, zpipe_accept(listener), true), ==, 0);
+    g_assert_cmpint(zpipe_wait_connected(zp, HANG_MS), ==, 0);
+    await(ready[0]);
+    if (info_of(zp).cma_write) {
+        submit_write(zp, w);
+        reap_all(zp);
+    }
+    tell(check[1]);
+    g_assert_cmpint(waitpid(peer, &status, 0), ==, peer);
+    g_assert_cmpint(status, ==, 0);
+    if (!stats_of(zp).cma_errors || info_of(zp).cma_error != ESRCH) {
+        g_test_message("cma error %d", info_of(zp).cma_error);
+        g_test_skip("may not reach the memory of the peer");
+    }
+    zpipe_free(zp);
+    req_free(w);
+    g_free(out);
+    close(listener);
+    path_free(path);
+    for (int i = 0; i < 2; i++) {
+        close(ready[i]);
+        close(check[i]);
+    }
+}
+
 int main(int argc, char **argv)
 {
+    int fds[2];
+
+    own_path = g_file_read_link("/proc/self/exe", NULL);
+    if (argc == 4 && sscanf(argv[3], "%d,%d", &fds[0], &fds[1]) == 2) {
+        if (!strcmp(argv[1], AS_PEER)) {
+            be_peer(argv[2], fds[0], fds[1]);
+        } else {
+            be_other(fds[0], fds[1]);
+        }
+    }
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/cma/other-program", test_other_program);
     g_test_add_func("/cma/reused-number", test_reused_number);
     return g_test_run();
 }

@@ -6,6 +6,8 @@
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
 
+#include <sys/prctl.h>
+
 #include "common.h"
 
 /* ----------------------------------------------------------------- config */
@@ -296,6 +298,26 @@ static void test_nobody_accepts(void)
     path_free(path);
 }
 
+/* Somebody who only looks, again and again, gets there as well. */
+static void test_wait_looks(void)
+{
+    int sv[2], tx = -ETIMEDOUT, rx = -ETIMEDOUT;
+    Pair p;
+
+    pair_new(&p, NULL, NULL);
+    socket_pair(sv);
+    g_assert_cmpint(zpipe_attach(p.tx, sv[0], false), ==, 0);
+    g_assert_cmpint(zpipe_attach(p.rx, sv[1], true), ==, 0);
+    for (int i = 0; i < 1000 && (tx || rx); i++) {
+        tx = zpipe_wait_connected(p.tx, 0);
+        rx = zpipe_wait_connected(p.rx, 0);
+        g_assert_true((!tx || tx == -ETIMEDOUT) && (!rx || rx == -ETIMEDOUT));
+    }
+    g_assert_cmpint(tx, ==, 0);
+    g_assert_cmpint(rx, ==, 0);
+    pair_close(&p);
+}
+
 static void refuse_with(const char *why)
 {
     char *path = path_new();
@@ -433,6 +455,42 @@ static void test_detach(void)
     req_free(r);
 }
 
+/*
+ * Somebody else, a child perhaps, has the descriptors, too: closing ours does
+ * not end what is known of them.
+ */
+static void test_detach_shared(void)
+{
+    int sv[2], status;
+    Pair p;
+    pid_t pid;
+
+    pair_new(&p, NULL, NULL);
+    socket_pair(sv);
+    g_assert_cmpint(zpipe_attach(p.tx, sv[0], false), ==, 0);
+    g_assert_cmpint(zpipe_attach(p.rx, sv[1], true), ==, 0);
+    pair_settle(&p);
+    g_assert_cmpint(zpipe_state(p.tx), ==, ZPIPE_CONNECTED);
+    g_assert_cmpint(zpipe_state(p.rx), ==, ZPIPE_CONNECTED);
+    pid = fork();
+    if (!pid) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;) {
+            pause();
+        }
+    }
+    zpipe_detach(p.tx);
+    g_assert_cmpint(wait_gone(p.rx), <, 0);
+    for (int i = 0; i < 10; i++) {
+        reap_all(p.tx);
+        reap_all(p.rx);
+    }
+    g_assert_false(pair_poll(&p, 0));
+    kill(pid, SIGKILL);
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    pair_close(&p);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -446,11 +504,13 @@ int main(int argc, char **argv)
     g_test_add_func("/socket/listen-race", test_listen_race);
     g_test_add_func("/socket/listen-and-connect", test_listen_and_connect);
     g_test_add_func("/socket/nobody-accepts", test_nobody_accepts);
+    g_test_add_func("/socket/wait-looks", test_wait_looks);
     g_test_add_func("/socket/refuse", test_refuse);
     g_test_add_func("/socket/two-clients", test_two_clients);
     g_test_add_func("/socket/bad-attach", test_bad_attach);
     g_test_add_func("/socket/attach-twice", test_attach_twice);
     g_test_add_func("/socket/same-role", test_same_role);
     g_test_add_func("/socket/detach", test_detach);
+    g_test_add_func("/socket/detach-shared", test_detach_shared);
     return g_test_run();
 }

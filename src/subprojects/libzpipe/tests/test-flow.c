@@ -834,6 +834,42 @@ static void test_waiting_calls(void)
     pair_close(&p);
 }
 
+/*
+ * What is copied for a request before somebody reads is bounded, whatever the
+ * memory for copies; what has no other place may take all of it.
+ */
+static void test_copy_ahead(void)
+{
+    struct zpipe_config config = config_of(ZPIPE_COPY, 0);
+    const size_t size = 4 * MiB;
+    g_autofree uint8_t *out = g_malloc(size), *in = g_malloc(size);
+    Req *w = req_new(out, size), *r = req_new(in, size);
+    size_t tried = 0;
+    ssize_t ret;
+    Pair p;
+
+    config.ring_bytes = 1 * MiB;
+    pair_open(&p, &config, NULL);
+    pat_fill(out, size, 1, 0);
+    submit_write(p.tx, w);
+    reap_all(p.tx);
+    g_assert_cmpint(stats_of(p.tx).copied, ==, 256 * KiB);
+    r->r.min = size;
+    submit_read(p.rx, r);
+    pair_wait(&p, w);
+    pair_settle(&p);
+    g_assert_true(r->done);
+    pat_check(in, size, 1, 0);
+    while ((ret = zpipe_try_write(p.tx, out, 4096)) > 0) {
+        tried += ret;
+    }
+    g_assert_cmpint(ret, ==, -EAGAIN);
+    g_assert_cmpint(tried, ==, 1 * MiB);
+    pair_close(&p);
+    req_free(w);
+    req_free(r);
+}
+
 /* ------------------------------------------------- a reader without reads */
 
 /* Wait until the library has published so many posted writes. */
@@ -1007,6 +1043,7 @@ static void test_bounded_cancel(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/flow/copy-ahead", test_copy_ahead);
     g_test_add_func("/flow/read/partial", test_partial_read);
     g_test_add_func("/flow/read/short", test_short_read);
     g_test_add_func("/flow/read/min", test_min);

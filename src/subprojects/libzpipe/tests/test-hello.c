@@ -481,6 +481,122 @@ static void test_one_patience(void)
     victim_close(&v);
 }
 
+/*
+ * A peer that is in the middle of writing into a read, or of reading what is
+ * written by its address.  The memory is its owner's again when the connection
+ * ends: the peer is told to stop, and waited for.
+ */
+typedef struct Touching {
+    Victim v;
+    bool write;
+    int stopped, left;          /* the peer has; the call has returned */
+} Touching;
+
+static bool taken_back(Touching *t)
+{
+    struct zp_ctl *ctl = t->v.raw->peer.ctl;
+
+    return t->write ? __atomic_load_n(&ctl->w_prod, __ATOMIC_ACQUIRE) == 1
+                    : __atomic_load_n(&ctl->r_prod, __ATOMIC_ACQUIRE) == 0;
+}
+
+static gpointer touching_main(gpointer opaque)
+{
+    Touching *t = opaque;
+
+    while (!taken_back(t) && !g_atomic_int_get(&t->left)) {
+        g_usleep(100);
+    }
+    g_atomic_int_set(&t->stopped, 1);
+    __atomic_store_n(&t->v.raw->own.ctl->busy, 0, __ATOMIC_SEQ_CST);
+    return NULL;
+}
+
+/* What is copied stays, for the peer to read when we are gone. */
+static void touching_write(Touching *t, Req *w[2])
+{
+    struct zpipe_config config = config_of(ZPIPE_AUTO, ZPIPE_CMA_EXPOSE_READ);
+    struct zp_msg ready = {
+        .magic = ZP_MAGIC, .type = ZP_MSG_READY,
+        .ability.can = ZP_CAN_CMA_READ,
+    };
+    RawPeer *raw;
+    int sv[2];
+
+    t->v.fds = fd_count();
+    t->v.zp = zpipe_new(&config);
+    socket_pair(sv);
+    t->v.raw = raw = raw_new(sv[1], true);
+    g_assert_cmpint(zpipe_attach(t->v.zp, sv[0], false), ==, 0);
+    raw_hello(raw);
+    raw_send(raw, &ready, NULL, 0);
+    victim_run(&t->v);
+    g_assert_cmpint(zpipe_state(t->v.zp), ==, ZPIPE_CONNECTED);
+    w[0] = req_new(g_malloc0(100), 100);
+    w[1] = req_new(g_malloc0(64 * KiB), 64 * KiB);
+    submit_write(t->v.zp, w[0]);
+    submit_write(t->v.zp, w[1]);
+    victim_run(&t->v);
+    g_assert_cmpint(raw->peer.writes[0].type, ==, ZP_W_INLINE);
+    g_assert_cmpint(raw->peer.writes[1].type, ==, ZP_W_CMA);
+}
+
+static Req *touching_read(Touching *t)
+{
+    Req *r;
+
+    victim_new(&t->v, true, 0);
+    raw_connect(t->v.raw, t->v.zp);
+    t->v.rbuf = zpipe_buffer_new(t->v.zp, VICTIM_READ);
+    victim_run(&t->v);
+    r = req_new(t->v.rbuf, VICTIM_READ);
+    submit_read(t->v.zp, r);
+    victim_run(&t->v);
+    g_assert_cmpint(t->v.raw->peer.reads[0].reach, ==, ZP_R_REGION);
+    g_assert_cmpint(t->v.raw->peer.ctl->r_prod, ==, 1);
+    return r;
+}
+
+static void test_touching(const void *opaque)
+{
+    int way = GPOINTER_TO_INT(opaque);
+    bool detach = way == 0;
+    Touching t = { .write = way == 2 };
+    Req *r = NULL, *w[2] = { NULL, NULL };
+    GThread *thread;
+
+    if (t.write) {
+        touching_write(&t, w);
+    } else {
+        r = touching_read(&t);
+    }
+    __atomic_store_n(&t.v.raw->own.ctl->busy, 1, __ATOMIC_SEQ_CST);
+    thread = g_thread_new("touching", touching_main, &t);
+    if (detach) {
+        zpipe_detach(t.v.zp);
+    } else {
+        zpipe_free(t.v.zp);
+    }
+    g_assert_true(g_atomic_int_get(&t.stopped));
+    g_assert_true(taken_back(&t));
+    g_atomic_int_set(&t.left, 1);
+    g_thread_join(thread);
+    if (detach) {
+        g_assert_cmpint(reap_all(t.v.zp), ==, 1);
+        g_assert_cmpint(r->r.result, ==, -ECONNABORTED);
+        zpipe_free(t.v.zp);
+    }
+    raw_free(t.v.raw);
+    for (int i = 0; i < 2 && t.write; i++) {
+        g_free(w[i]->iov->iov_base);
+        req_free(w[i]);
+    }
+    if (r) {
+        req_free(r);
+    }
+    fd_check(t.v.fds);
+}
+
 /* A peer that is stopped, with the library's own code in it. */
 static void test_stopped(void)
 {
@@ -545,6 +661,12 @@ int main(int argc, char **argv)
     g_test_add_data_func("/peer/busy/writes", GINT_TO_POINTER(0), test_busy);
     g_test_add_data_func("/peer/busy/reads", GINT_TO_POINTER(1), test_busy);
     g_test_add_func("/peer/one-patience", test_one_patience);
+    g_test_add_data_func("/peer/touching/detach", GINT_TO_POINTER(0),
+                         test_touching);
+    g_test_add_data_func("/peer/touching/free-reads", GINT_TO_POINTER(1),
+                         test_touching);
+    g_test_add_data_func("/peer/touching/free-writes", GINT_TO_POINTER(2),
+                         test_touching);
     g_test_add_func("/peer/stopped", test_stopped);
     return g_test_run();
 }

@@ -656,6 +656,63 @@ static void test_arena_read_only(void)
     spy_close(&spy);
 }
 
+static unsigned long mapped_kib(void)
+{
+    g_autofree char *text = NULL;
+    const char *line;
+
+    g_assert_true(g_file_get_contents("/proc/self/status", &text, NULL, NULL));
+    line = strstr(text, "VmSize:");
+    g_assert_nonnull(line);
+    return strtoul(line + strlen("VmSize:"), NULL, 10);
+}
+
+/* Less than a huge page is one: when it is taken back all of it goes. */
+static void test_part_of_huge_page(void)
+{
+    struct zpipe_config config = config_of(ZPIPE_AUTO, ZPIPE_ALLOW_HUGETLB);
+    int fds = fd_count(), sv[2];
+    int fd = memfd_new(2 * MiB, MFD_ALLOW_SEALING | MFD_HUGETLB,
+                       F_SEAL_SHRINK);
+    struct zp_msg del = {
+        .magic = ZP_MAGIC, .type = ZP_MSG_REGION_DEL, .region.id = 1
+    };
+    struct zpipe *zp = zpipe_new(&config);
+    unsigned long before;
+    RawPeer *raw;
+
+    socket_pair(sv);
+    raw = raw_new(sv[1], true);
+    g_assert_cmpint(zpipe_attach(zp, sv[0], false), ==, 0);
+    raw_connect(raw, zp);
+    before = mapped_kib();
+    for (int i = 0; i < 64 && fd >= 0; i++) {
+        raw_region(raw, 1, fd, 0, 4096, 0);
+        reap_all(zp);
+        if (stats_of(zp).peer_regions) {
+            raw_send(raw, &del, NULL, 0);
+            reap_all(zp);
+            g_assert_cmpint(stats_of(zp).peer_regions, ==, 0);
+        } else {
+            close(fd);
+            fd = -1;
+        }
+        while (raw_turn(raw, NULL) && poll(&(struct pollfd) {
+                   raw->sock, POLLIN }, 1, 0) > 0) {
+            /* the answers */
+        }
+    }
+    if (fd < 0) {
+        g_test_skip("no huge pages (vm.nr_hugepages)");
+    } else {
+        g_assert_cmpuint(mapped_kib(), <, before + 64 * 2048);
+        close(fd);
+    }
+    zpipe_free(zp);
+    raw_free(raw);
+    fd_check(fds);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -668,6 +725,7 @@ int main(int argc, char **argv)
     g_test_add_func("/region/refused/files", test_refused_files);
     g_test_add_func("/region/refused/ranges", test_refused_ranges);
     g_test_add_func("/region/refused/hugetlb", test_refused_hugetlb);
+    g_test_add_func("/region/part-of-huge-page", test_part_of_huge_page);
     g_test_add_func("/region/read-only", test_region_read_only);
     g_test_add_func("/region/sealed", test_region_sealed);
     g_test_add_func("/region/withheld", test_region_withheld);
