@@ -28,7 +28,7 @@ HELLO, MOVE, RESTORE = 1, 2, 3
 WATCH = 4
 IRQS = range(40, 56)
 PATIENCE_S = 30
-PER_PROCESS, PER_USER = 16, 200
+PER_PROCESS, PER_USER, ALL = 16, 200, 400
 ENDING = 64
 
 # A FUSE file system of its own mount namespace, with one file.  It is opened,
@@ -324,6 +324,97 @@ while True:
         times.sort()
         print(f'[served in {1000 * times[25]:.1f} ms, at most '
               f'{1000 * times[-1]:.1f} ms]', end=' ', flush=True)
+
+
+class Bound(HelperTest):
+    """How many processes connections of several users and processes take."""
+    FIRST_USER = 65000
+    # one of its processes: it takes what it gets, and goes on asking, with a
+    # descriptor in every other connection
+    GREEDY = r"""
+import os, resource, select, socket, sys
+uid, path, hello = int(sys.argv[1]), sys.argv[2], bytes.fromhex(sys.argv[3])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+null = os.open('/dev/null', os.O_RDWR)
+print('ready', flush=True)
+kept, n = [], 0
+while True:
+    n += 1
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        peer.setblocking(False)
+        peer.connect(path)
+        socket.send_fds(peer, [hello], [null] * (n % 2))
+        # hung up, served, or it waits
+        if select.select([peer], [], [], 0.05)[0] and not peer.recv(16):
+            peer.close()
+            continue
+        kept.append(peer)
+    except OSError:
+        peer.close()
+    if len(kept) > 40:
+        kept.pop(0).close()
+"""
+
+    def start_greedy(self, stack, user, count):
+        for _ in range(count):
+            one = stack.enter_context(subprocess.Popen(
+                [sys.executable, '-c', self.GREEDY, str(user), self.path,
+                 request(HELLO, 1).hex()], stdout=subprocess.PIPE, text=True))
+            stack.callback(one.kill)
+            self.assertEqual(one.stdout.readline(), 'ready\n')
+
+    def most_children(self, enough, check=lambda: None):
+        """Return the most processes there were, until @enough are."""
+        most, seen = 0, 0
+        end = time.monotonic() + 2 * PATIENCE_S
+        while seen < 200 or most < enough:
+            self.assertLess(time.monotonic(), end, f'only {most} processes')
+            most = max(most, len(self.children()))
+            seen += 1
+            check()
+        return most
+
+    def open_to_all(self):
+        if os.geteuid():
+            self.skipTest('other users: needs root')
+        self.connect().close()              # the helper listens
+        self.root.chmod(0o755)
+        os.chmod(self.path, 0o666)
+
+    def check_served(self):
+        with self.connect() as peer:
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+
+    def test_one_user(self):
+        """It gets its share, and another user is served all the time."""
+        self.open_to_all()
+        with contextlib.ExitStack() as stack:
+            self.start_greedy(stack, self.FIRST_USER,
+                              2 * PER_USER // PER_PROCESS)
+            # its own, this user's that may be ending, the acceptors
+            most = self.most_children(PER_USER, self.check_served)
+        self.assertLessEqual(most, PER_USER + PER_PROCESS + ENDING + 3)
+        print(f'[{most} processes]', end=' ', flush=True)
+
+    def test_several_users(self):
+        """However many there are, and when they end all is as before."""
+        self.open_to_all()
+        with contextlib.ExitStack() as stack:
+            for user in range(4):
+                self.start_greedy(stack, self.FIRST_USER + user,
+                                  PER_USER // PER_PROCESS)
+            most = self.most_children(ALL)
+        self.assertLessEqual(most, ALL + ENDING + 3)
+        print(f'[{most} processes]', end=' ', flush=True)
+        self.check_served()
+        end = time.monotonic() + PATIENCE_S
+        while len(self.children()) > 2:
+            self.assertLess(time.monotonic(), end, 'they do not end')
+            time.sleep(0.02)
 
 
 class Stuck(HelperTest):
