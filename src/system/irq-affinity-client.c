@@ -370,7 +370,7 @@ static void readable(void *opaque)
         return;
     }
     fd = len < 0 ? -1 : received_fd(&msg);
-    if (len != sizeof(reply)) {
+    if (len != sizeof(reply) || msg.msg_flags & MSG_TRUNC) {
         if (fd >= 0) {
             close(fd);
         }

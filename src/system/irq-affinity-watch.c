@@ -96,7 +96,10 @@ static void copy_out(const IRQWatch *w, uint64_t at, void *to, size_t size)
     }
 }
 
-/* Only the last record matters.  A full ring loses records, not the next. */
+/*
+ * Only the last record matters.  A full ring loses records, not the next.  Who
+ * opened the event may have its pages as well: no more is read than there is.
+ */
 static void perf_read(void *opaque)
 {
     IRQWatch *w = opaque;
@@ -105,6 +108,9 @@ static void perf_read(void *opaque)
     uint64_t tail = control->data_tail;
     int cpu = -1;
 
+    if (head - tail > page_size()) {
+        tail = head;
+    }
     while (head - tail >= sizeof(struct perf_event_header)) {
         MigrationRecord record;
 
@@ -130,11 +136,23 @@ static void perf_read(void *opaque)
     }
 }
 
+/*
+ * Not a file that somebody else passes for one: it may end under the mapping,
+ * and whoever reads there then as well.
+ */
+static bool is_event(int fd)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+    g_autofree char *name = g_file_read_link(path, NULL);
+
+    return !g_strcmp0(name, "anon_inode:[perf_event]");
+}
+
 bool irq_watch_use_perf(IRQWatch *w, int fd)
 {
     void *ring;
 
-    if (fd < 0 || w->simulated || w->perf_fd >= 0) {
+    if (fd < 0 || w->simulated || w->perf_fd >= 0 || !is_event(fd)) {
         if (fd >= 0) {
             close(fd);
         }

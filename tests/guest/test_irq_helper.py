@@ -9,6 +9,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import contextlib
 import errno
 import os
+import random
 import resource
 import shutil
 import signal
@@ -28,7 +29,7 @@ HELLO, MOVE, RESTORE = 1, 2, 3
 WATCH = 4
 IRQS = range(40, 56)
 PATIENCE_S = 30
-PER_PROCESS, PER_USER = 16, 200
+PER_PROCESS, PER_USER, ALL = 16, 200, 400
 ENDING = 64
 
 # A FUSE file system of its own mount namespace, with one file.  It is opened,
@@ -111,8 +112,14 @@ class HelperTest(unittest.TestCase):
                 [str(qemu_build() / 'qemu-irq-affinity-helper'),
                  *self.options, '--x-root', str(self.root),
                  '--socket', self.path], stderr=log)
+        self.addCleanup(self.check_log)
         self.addCleanup(self.helper.wait)
         self.addCleanup(self.helper.terminate)
+
+    def check_log(self):
+        """A build with sanitizers says what its processes did wrong."""
+        text = self.log.read_text()
+        self.assertNotRegex(text, 'Sanitizer|runtime error')
 
     @staticmethod
     def put(path, text=''):
@@ -181,6 +188,15 @@ class HelperTest(unittest.TestCase):
             return None
         return struct.unpack('=4I', reply)[2] if reply else None
 
+    def wait_served(self):
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            with self.connect() as more:
+                if self.ask(more, HELLO, 1) == 0:
+                    return
+            self.assertLess(time.monotonic(), end, 'no room was made')
+            time.sleep(0.02)
+
 
 class Full(HelperTest):
     """A processor without a free vector: the write ends with ENOSPC."""
@@ -196,6 +212,90 @@ class Full(HelperTest):
             # that is of this one only
             self.assertEqual(self.ask(peer, MOVE, IRQS[1], '', 2,
                                       fds=[proof.fileno()]), 0)
+
+
+class Liar(HelperTest):
+    """Peers that do not keep to the protocol: each ends its own connection."""
+
+    def setUp(self):
+        super().setUp()
+        null = open('/dev/null', 'r+b')
+        self.addCleanup(null.close)
+        self.proof = null.fileno()
+
+    def assert_ended(self, peer):
+        with contextlib.suppress(ConnectionResetError):
+            self.assertEqual(peer.recv(16), b'')
+
+    def greeted(self):
+        peer = self.connect()
+        self.assertEqual(self.ask(peer, HELLO, 1), 0)
+        return peer
+
+    def assert_good(self):
+        """Nothing was moved, and who keeps to it is served."""
+        for irq in IRQS:
+            self.assertEqual(self.mask(irq).read_text().strip(), '3')
+        self.greeted().close()
+
+    def test_lengths(self):
+        good = request(MOVE, IRQS[0], cpu=2)
+        for size in 0, 1, 16, 255, 257, 512, 60000:
+            with self.greeted() as peer:
+                message = (good * 300)[:size]
+                socket.send_fds(peer, [message], [self.proof])
+                self.assert_ended(peer)
+        self.assert_good()
+
+    def test_descriptors(self):
+        for count in 2, 3, 4, 5, 253:
+            with self.greeted() as peer:
+                socket.send_fds(peer, [request(MOVE, IRQS[0], cpu=2)],
+                                [self.proof] * count)
+                self.assert_ended(peer)
+        # where none is to be, one is closed
+        with self.greeted() as peer:
+            before = self.descriptors()
+            socket.send_fds(peer, [request(HELLO, 1)], [self.proof])
+            self.assertEqual(struct.unpack('=4I', peer.recv(16))[2], 0)
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+            self.assertEqual(self.descriptors(), before)
+        self.assert_good()
+
+    def descriptors(self):
+        """Return how many all of the helper's processes have open."""
+        return sum(len(os.listdir(f'/proc/{pid}/fd'))
+                   for pid in self.children()[:2])
+
+    def test_without_hello(self):
+        for first in (request(MOVE, IRQS[0], cpu=2), request(WATCH, 1),
+                      request(RESTORE, IRQS[0], '0-2'), request(0, 0),
+                      request(77, 0), bytes(256), b'\xff' * 256):
+            with self.connect() as peer:
+                socket.send_fds(peer, [first], [self.proof])
+                self.assert_ended(peer)
+        self.assert_good()
+
+    def test_noise(self):
+        """Random messages, many at a time, and gone before the answer."""
+        source = random.Random(os.environ.get('SEED', 1))
+        for _ in range(100):
+            with self.connect() as peer, contextlib.suppress(
+                    BrokenPipeError, ConnectionResetError):
+                if source.randrange(4):
+                    peer.send(request(HELLO, 1))
+                for _ in range(source.randrange(8)):
+                    message = bytearray(request(
+                        source.randrange(8), source.choice(IRQS), 'none',
+                        # no such processor
+                        cpu=4 + source.randrange(1 << 31)))
+                    for _ in range(source.randrange(4)):
+                        at = source.choice([*range(12), *range(20, 256)])
+                        message[at] = source.randrange(256)
+                    socket.send_fds(
+                        peer, [message[:source.choice((256, 256, 256, 40))]],
+                        [self.proof] * source.randrange(3))
+        self.wait_served()
 
 
 class LastWords(HelperTest):
@@ -326,6 +426,97 @@ while True:
               f'{1000 * times[-1]:.1f} ms]', end=' ', flush=True)
 
 
+class Bound(HelperTest):
+    """How many processes connections of several users and processes take."""
+    FIRST_USER = 65000
+    # one of its processes: it takes what it gets, and goes on asking, with a
+    # descriptor in every other connection
+    GREEDY = r"""
+import os, resource, select, socket, sys
+uid, path, hello = int(sys.argv[1]), sys.argv[2], bytes.fromhex(sys.argv[3])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+null = os.open('/dev/null', os.O_RDWR)
+print('ready', flush=True)
+kept, n = [], 0
+while True:
+    n += 1
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        peer.setblocking(False)
+        peer.connect(path)
+        socket.send_fds(peer, [hello], [null] * (n % 2))
+        # hung up, served, or it waits
+        if select.select([peer], [], [], 0.05)[0] and not peer.recv(16):
+            peer.close()
+            continue
+        kept.append(peer)
+    except OSError:
+        peer.close()
+    if len(kept) > 40:
+        kept.pop(0).close()
+"""
+
+    def start_greedy(self, stack, user, count):
+        for _ in range(count):
+            one = stack.enter_context(subprocess.Popen(
+                [sys.executable, '-c', self.GREEDY, str(user), self.path,
+                 request(HELLO, 1).hex()], stdout=subprocess.PIPE, text=True))
+            stack.callback(one.kill)
+            self.assertEqual(one.stdout.readline(), 'ready\n')
+
+    def most_children(self, enough, check=lambda: None):
+        """Return the most processes there were, until @enough are."""
+        most, seen = 0, 0
+        end = time.monotonic() + 2 * PATIENCE_S
+        while seen < 200 or most < enough:
+            self.assertLess(time.monotonic(), end, f'only {most} processes')
+            most = max(most, len(self.children()))
+            seen += 1
+            check()
+        return most
+
+    def open_to_all(self):
+        if os.geteuid():
+            self.skipTest('other users: needs root')
+        self.connect().close()              # the helper listens
+        self.root.chmod(0o755)
+        os.chmod(self.path, 0o666)
+
+    def check_served(self):
+        with self.connect() as peer:
+            self.assertEqual(self.ask(peer, HELLO, 1), 0)
+
+    def test_one_user(self):
+        """It gets its share, and another user is served all the time."""
+        self.open_to_all()
+        with contextlib.ExitStack() as stack:
+            self.start_greedy(stack, self.FIRST_USER,
+                              2 * PER_USER // PER_PROCESS)
+            # its own, this user's that may be ending, the acceptors
+            most = self.most_children(PER_USER, self.check_served)
+        self.assertLessEqual(most, PER_USER + PER_PROCESS + ENDING + 3)
+        print(f'[{most} processes]', end=' ', flush=True)
+
+    def test_several_users(self):
+        """However many there are, and when they end all is as before."""
+        self.open_to_all()
+        with contextlib.ExitStack() as stack:
+            for user in range(4):
+                self.start_greedy(stack, self.FIRST_USER + user,
+                                  PER_USER // PER_PROCESS)
+            most = self.most_children(ALL)
+        self.assertLessEqual(most, ALL + ENDING + 3)
+        print(f'[{most} processes]', end=' ', flush=True)
+        self.check_served()
+        end = time.monotonic() + PATIENCE_S
+        while len(self.children()) > 2:
+            self.assertLess(time.monotonic(), end, 'they do not end')
+            time.sleep(0.02)
+
+
 class Stuck(HelperTest):
     """Descriptors that keep whoever closes them waiting."""
 
@@ -431,15 +622,6 @@ class Stuck(HelperTest):
         with self.connect() as other:
             if self.ask(other, HELLO, 1) != 0:
                 raise AssertionError('not served')
-
-    def wait_served(self):
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            with self.connect() as more:
-                if self.ask(more, HELLO, 1) == 0:
-                    return
-            self.assertLess(time.monotonic(), end, 'no room was made')
-            time.sleep(0.02)
 
     def greeted(self):
         """Return a connection that is served, None: there is none."""

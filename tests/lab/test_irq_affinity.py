@@ -333,7 +333,11 @@ class Privilege(IrqAffinityTest):
         self.addCleanup(self.lab.attempt, f'kill {self.helper}')
 
     def stop_helper(self, signal='TERM'):
-        self.lab.run(f'kill -{signal} {self.helper}; rm -f {HELPER}')
+        # ended by TERM it removes the socket, and rm -f of busybox fails when
+        # that comes between its look and its own removal
+        self.lab.run(f'kill -{signal} {self.helper}\n'
+                     f'while kill -0 {self.helper} 2>/dev/null; do '
+                     f'usleep 20000; done; rm -f {HELPER}')
 
     def test_neither(self):
         """One clear line, and the guest runs on."""
