@@ -6,8 +6,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * SLOW_FSTAT=GATE: while the file GATE exists, fstat() of a file whose name
- * ends in ".slow" does not return.  Each that waits adds a byte to
- * GATE.waiting.
+ * ends in ".slow" does not return; while GATE.threads exists, it does in the
+ * main thread only.  Each that waits adds a byte to GATE.waiting.
  */
 
 #include <dlfcn.h>
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static int is_slow(int fd)
@@ -32,7 +33,7 @@ static int is_slow(int fd)
     return !strcmp(name + len - 5, ".slow");
 }
 
-static void wait_for_gate(const char *gate)
+static void wait_for_gate(const char *gate, const char *counter)
 {
     char name[4096];
     int fd;
@@ -40,7 +41,7 @@ static void wait_for_gate(const char *gate)
     if (access(gate, F_OK)) {
         return;
     }
-    snprintf(name, sizeof(name), "%s.waiting", gate);
+    snprintf(name, sizeof(name), "%s.waiting", counter);
     fd = open(name, O_WRONLY | O_CREAT | O_APPEND, 0600);
     if (fd < 0 || write(fd, "x", 1) != 1) {
         abort();
@@ -48,6 +49,16 @@ static void wait_for_gate(const char *gate)
     close(fd);
     while (!access(gate, F_OK)) {
         usleep(1000);
+    }
+}
+
+static void wait_in_thread(const char *gate)
+{
+    char name[4096];
+
+    if (syscall(SYS_gettid) != getpid()) {
+        snprintf(name, sizeof(name), "%s.threads", gate);
+        wait_for_gate(name, gate);
     }
 }
 
@@ -60,7 +71,8 @@ int fstat64(int fd, struct stat64 *buf)
         real = dlsym(RTLD_NEXT, "fstat64");
     }
     if (gate && is_slow(fd)) {
-        wait_for_gate(gate);
+        wait_for_gate(gate, gate);
+        wait_in_thread(gate);
     }
     return real(fd, buf);
 }
