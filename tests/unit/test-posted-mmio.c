@@ -12,10 +12,9 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
-#include "block/block.h"
+#include "block/block_int.h"
 #include "hw/core/cpu.h"
 #include "qapi/error.h"
-#include "qobject/qdict.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qemu/thread.h"
@@ -601,34 +600,38 @@ static void test_stuck(void)
 
 #define MEDIUM_SECTORS 8
 
-/* A medium of zeros; @path is to be freed. */
-static BlockDriverState *medium_new(char **path)
+/* Notes which sectors were written, a bit each */
+static int coroutine_fn medium_co_pwritev(BlockDriverState *bs, int64_t offset,
+                                          int64_t bytes, QEMUIOVector *qiov,
+                                          BdrvRequestFlags flags)
 {
-    uint8_t zeros[MEDIUM_SECTORS * BDRV_SECTOR_SIZE] = { };
-    QDict *options = qdict_new();
-    int fd = g_file_open_tmp("posted-mmio-XXXXXX", path, NULL);
+    unsigned *written = bs->opaque;
 
-    g_assert_cmpint(write(fd, zeros, sizeof(zeros)), ==, sizeof(zeros));
-    close(fd);
-    qdict_put_str(options, "driver", "file");
-    qdict_put_str(options, "filename", *path);
-    return bdrv_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+    g_assert_cmpint(bytes, ==, BDRV_SECTOR_SIZE);
+    *written |= 1 << offset / BDRV_SECTOR_SIZE;
+    return 0;
 }
 
-/* Which sectors were written, a bit each; removes the medium. */
-static unsigned medium_end(char *path)
-{
-    g_autofree char *data = NULL;
-    unsigned written = 0;
-    size_t len;
+static BlockDriver bdrv_medium = {
+    .format_name = "medium",
+    .instance_size = sizeof(unsigned),
+    .bdrv_co_pwritev = medium_co_pwritev,
+};
 
-    g_assert_true(g_file_get_contents(path, &data, &len, NULL));
-    g_assert_cmpuint(len, ==, MEDIUM_SECTORS * BDRV_SECTOR_SIZE);
-    for (unsigned i = 0; i < MEDIUM_SECTORS; i++) {
-        written |= !!data[i * BDRV_SECTOR_SIZE] << i;
-    }
-    unlink(path);
-    g_free(path);
+static BlockDriverState *medium_new(const char *name)
+{
+    BlockDriverState *bs = bdrv_new_open_driver(&bdrv_medium, name, BDRV_O_RDWR,
+                                                &error_abort);
+
+    bs->total_sectors = MEDIUM_SECTORS;
+    return bs;
+}
+
+static unsigned medium_end(BlockDriverState *bs)
+{
+    unsigned written = *(unsigned *)bs->opaque;
+
+    bdrv_unref(bs);
     return written;
 }
 
@@ -638,13 +641,9 @@ static unsigned medium_end(char *path)
  */
 static void test_medium(void)
 {
-    BlockDriverState *media[2];
-    char *paths[2];
+    BlockDriverState *media[2] = { medium_new("a"), medium_new("b") };
     Dev *d = dev_new();
 
-    for (int i = 0; i < 2; i++) {
-        media[i] = medium_new(&paths[i]);
-    }
     d->blk = blk_new(qemu_get_aio_context(), BLK_PERM_ALL, BLK_PERM_ALL);
     posted_blk_watch_medium(&d->q, d->blk, &d->medium);
 
@@ -672,11 +671,8 @@ static void test_medium(void)
     blk_remove_bs(d->blk);
     notifier_remove(&d->medium.removed);
     blk_unref(d->blk);
-    for (int i = 0; i < 2; i++) {
-        bdrv_unref(media[i]);
-    }
-    g_assert_cmphex(medium_end(paths[0]), ==, 0x0e);
-    g_assert_cmphex(medium_end(paths[1]), ==, 0x10);
+    g_assert_cmphex(medium_end(media[0]), ==, 0x0e);
+    g_assert_cmphex(medium_end(media[1]), ==, 0x10);
     dev_free(d);
 }
 
