@@ -6,8 +6,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * SLOW_FSTAT=GATE: while the file GATE exists, fstat() of a file whose name
- * ends in ".slow" does not return; while GATE.threads exists, it does in the
- * main thread only.  Each that waits adds a byte to GATE.waiting.
+ * ends in ".slow", and write() to it, do not return; while GATE.threads exists,
+ * they do in the main thread only.  Each that waits adds a byte to
+ * GATE.waiting.
  */
 
 #include <dlfcn.h>
@@ -17,6 +18,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static int is_slow(int fd)
@@ -62,17 +64,45 @@ static void wait_in_thread(const char *gate)
     }
 }
 
-int fstat64(int fd, struct stat64 *buf)
+static void wait_if_slow(int fd)
 {
-    static int (*real)(int, struct stat64 *);
     const char *gate = getenv("SLOW_FSTAT");
 
-    if (!real) {
-        real = dlsym(RTLD_NEXT, "fstat64");
-    }
     if (gate && is_slow(fd)) {
         wait_for_gate(gate, gate);
         wait_in_thread(gate);
     }
+}
+
+int fstat64(int fd, struct stat64 *buf)
+{
+    static int (*real)(int, struct stat64 *);
+
+    if (!real) {
+        real = dlsym(RTLD_NEXT, "fstat64");
+    }
+    wait_if_slow(fd);
     return real(fd, buf);
+}
+
+ssize_t write(int fd, const void *buf, size_t count)
+{
+    static ssize_t (*real)(int, const void *, size_t);
+
+    if (!real) {
+        real = dlsym(RTLD_NEXT, "write");
+    }
+    wait_if_slow(fd);
+    return real(fd, buf, count);
+}
+
+ssize_t writev(int fd, const struct iovec *iov, int count)
+{
+    static ssize_t (*real)(int, const struct iovec *, int);
+
+    if (!real) {
+        real = dlsym(RTLD_NEXT, "writev");
+    }
+    wait_if_slow(fd);
+    return real(fd, iov, count);
 }
