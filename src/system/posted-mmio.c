@@ -325,6 +325,16 @@ static bool drain(PostedQueue *q)
     return false;
 }
 
+void posted_mmio_settle(PostedQueue *q)
+{
+    CPUState *cpu = leave_cpu();
+
+    if (q->stopped || !drain(q)) {
+        drop_all(q);
+    }
+    return_to_cpu(cpu);
+}
+
 /*
  * Accesses
  */

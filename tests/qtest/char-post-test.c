@@ -86,6 +86,16 @@ static unsigned read_there(Test *t, unsigned count)
     return MAX(ret, 0);
 }
 
+/* Read what the socket holds, of a VM that is stopped. */
+static void read_socket(Test *t)
+{
+    unsigned got;
+
+    do {
+        got = read_there(t, 4096);
+    } while (got);
+}
+
 /* Read all that was written, and see that nothing follows. */
 static void read_rest(Test *t)
 {
@@ -357,6 +367,91 @@ static void test_migrate_empty(void)
     unlink(path);
 }
 
+/*
+ * A snapshot in which nothing waits is loaded while something does: it is not
+ * written, for it has not been written yet when the snapshot was made.
+ */
+static void check_snapshot_empty(const char *device,
+                                 void (*write_bytes)(Test *t, unsigned count))
+{
+    g_autofree char *raw = NULL;
+    g_autofree char *qcow = NULL;
+    g_autofree char *devices = NULL;
+    unsigned saved;
+    Test t;
+
+    close(g_file_open_tmp("char-post-XXXXXX", &raw, NULL));
+    g_assert_cmpint(truncate(raw, 1024 * 1024), ==, 0);
+    qcow = g_strdup_printf("%s.qcow2", raw);
+    if (async_convert(raw, "raw", qcow, "qcow2")) {
+        devices = g_strdup_printf("-blockdev file,node-name=file,filename=%s "
+                                  "-blockdev qcow2,node-name=qcow,file=file %s",
+                                  qcow, device);
+        test_start(&t, devices);
+        write_bytes(&t, 1);
+        read_rest(&t);
+        g_assert_true(async_snapshot(t.qts, "snapshot-save"));
+        saved = t.written;
+        write_bytes(&t, MANY);
+        qtest_qmp_assert_success(t.qts, "{'execute': 'stop'}");
+        read_socket(&t);
+        g_assert_cmpuint(t.got, <, t.written);
+        g_assert_true(async_snapshot(t.qts, "snapshot-load"));
+        qtest_qmp_assert_success(t.qts, "{'execute': 'cont'}");
+        qtest_qmp_assert_success(t.qts, "{'execute': 'query-status'}");
+        g_assert_cmpuint(read_there(&t, 4096), ==, 0);
+        /* the guest is as it was, and writes what it wrote then */
+        t.written = t.got = saved;
+        write_bytes(&t, MANY);
+        read_rest(&t);
+        test_end(&t);
+        unlink(qcow);
+    }
+    unlink(raw);
+}
+
+static void test_snapshot_empty(void)
+{
+    check_snapshot_empty(DEBUGCON_DEVICE, write_debugcon);
+    check_snapshot_empty("-device isa-parallel,chardev=c,posted-writes=on",
+                         write_parallel);
+}
+
+/* What waits at a snapshot waits again when it is loaded. */
+static void test_snapshot(void)
+{
+    g_autofree char *raw = NULL;
+    g_autofree char *qcow = NULL;
+    g_autofree char *devices = NULL;
+    unsigned got;
+    Test t;
+
+    close(g_file_open_tmp("char-post-XXXXXX", &raw, NULL));
+    g_assert_cmpint(truncate(raw, 1024 * 1024), ==, 0);
+    qcow = g_strdup_printf("%s.qcow2", raw);
+    if (async_convert(raw, "raw", qcow, "qcow2")) {
+        devices = g_strdup_printf("-blockdev file,node-name=file,filename=%s "
+                                  "-blockdev qcow2,node-name=qcow,file=file "
+                                  DEBUGCON_DEVICE, qcow);
+        test_start(&t, devices);
+        write_debugcon(&t, MANY);
+        qtest_qmp_assert_success(t.qts, "{'execute': 'stop'}");
+        g_assert_true(async_snapshot(t.qts, "snapshot-save"));
+        read_socket(&t);
+        got = t.got;
+        for (int i = 0; i < 2; i++) {
+            qtest_qmp_assert_success(t.qts, "{'execute': 'cont'}");
+            read_rest(&t);
+            qtest_qmp_assert_success(t.qts, "{'execute': 'stop'}");
+            g_assert_true(async_snapshot(t.qts, "snapshot-load"));
+            t.got = got;
+        }
+        test_end(&t);
+        unlink(qcow);
+    }
+    unlink(raw);
+}
+
 /* Two devices that write to one chardev: each one's bytes in their order */
 static void test_two_writers(void)
 {
@@ -414,6 +509,8 @@ int main(int argc, char **argv)
     qtest_add_func("/char-post/migrate/off", test_migrate_off);
     qtest_add_func("/char-post/migrate/hostile", test_migrate_hostile);
     qtest_add_func("/char-post/migrate/empty", test_migrate_empty);
+    qtest_add_func("/char-post/snapshot", test_snapshot);
+    qtest_add_func("/char-post/snapshot-empty", test_snapshot_empty);
     qtest_add_func("/char-post/icount-refused", test_icount_refused);
     return g_test_run();
 }

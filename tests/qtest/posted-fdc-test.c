@@ -341,12 +341,10 @@ static bool job_is_pending(Test *t)
     return g_str_equal(qdict_get_str(job, "status"), "pending");
 }
 
-/* A block job has the disk drained: no stop and no reset waits for that. */
-static void drained(const char *command)
+/* A block job that waits to be finalized has the disk drained. */
+static char *drain_disk(Test *t)
 {
-    Test *t = test_start("on");
-    g_autofree char *target = NULL;
-    char *path;
+    char *target;
     int fd = g_file_open_tmp("posted-fdc-XXXXXX", &target, NULL);
 
     g_assert_cmpint(ftruncate(fd, IMAGE_SIZE), ==, 0);
@@ -363,23 +361,37 @@ static void drained(const char *command)
     while (!job_is_pending(t)) {
         g_usleep(1000);
     }
+    return target;
+}
+
+/* From now on @target, which is taken, is the disk. */
+static void undrain_disk(Test *t, char *target)
+{
+    qtest_qmp_assert_success(t->qts, "{'execute': 'job-finalize',"
+                             " 'arguments': {'id': 'job'}}");
+    qtest_qmp_eventwait(t->qts, "BLOCK_JOB_COMPLETED");
+    unlink(t->path);
+    g_free(t->path);
+    t->path = target;
+}
+
+/* No stop and no reset waits for a disk that is drained. */
+static void drained(const char *command)
+{
+    Test *t = test_start("on");
+    char *target = drain_disk(t);
+
     start_transfer(t);
     send_data(t, SECTOR, true);
     g_assert_cmphex(msr(t) & RQM, ==, 0);
     qtest_qmp_assert_success(t->qts, "{'execute': %s}", command);
     qtest_qmp_assert_success(t->qts, "{'execute': 'cont'}");
-    qtest_qmp_assert_success(t->qts, "{'execute': 'job-finalize',"
-                             " 'arguments': {'id': 'job'}}");
-    qtest_qmp_eventwait(t->qts, "BLOCK_JOB_COMPLETED");
+    undrain_disk(t, target);
     if (g_str_equal(command, "stop")) {
         finish_transfer(t);
     }
     start_transfer(t);
     finish_transfer(t);
-    path = t->path;
-    t->path = g_strdup(target);
-    unlink(path);
-    g_free(path);
     test_end(t);
 }
 
@@ -387,6 +399,150 @@ static void test_drained(void)
 {
     drained("stop");
     drained("system_reset");
+}
+
+/* Put another medium, of nothing but zeros, into the drive. */
+static char *change_medium(Test *t)
+{
+    g_autofree uint8_t *zeros = g_malloc0(IMAGE_SIZE);
+    char *path;
+    int fd = g_file_open_tmp("posted-fdc-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(write(fd, zeros, IMAGE_SIZE), ==, IMAGE_SIZE);
+    close(fd);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-change-medium',"
+        " 'arguments': {'id': 'f0', 'filename': %s, 'format': 'raw'}}", path);
+    return path;
+}
+
+/* Nothing was written to the new medium, all to the old one. */
+static void end_changed(Test *t, char *path)
+{
+    g_autofree uint8_t *zeros = g_malloc0(IMAGE_SIZE);
+    g_autofree char *data = NULL;
+    size_t len;
+
+    while (stat_value(t, "posted-mmio-now") ||
+           stat_value(t, "async-call-parked")) {
+        g_usleep(1000);
+    }
+    test_end(t);
+    g_assert_true(g_file_get_contents(path, &data, &len, NULL));
+    g_assert_cmpuint(len, ==, IMAGE_SIZE);
+    g_assert_cmpint(memcmp(data, zeros, len), ==, 0);
+    unlink(path);
+    g_free(path);
+}
+
+/* Other data than those that go through the port */
+static uint8_t dma_pattern(unsigned n)
+{
+    return ~pattern(n);
+}
+
+static void put_dma_data(Test *t)
+{
+    uint8_t data[BYTES];
+
+    for (unsigned i = 0; i < BYTES; i++) {
+        data[i] = dma_pattern(i);
+    }
+    qtest_memwrite(t->qts, DMA_ADDR, data, BYTES);
+}
+
+static void expect_dma(Test *t)
+{
+    for (unsigned i = 0; i < BYTES; i++) {
+        t->expected[(i < SECTOR ? 0 : SIDE_1 - SECTOR) + i] = dma_pattern(i);
+    }
+}
+
+/* The medium is changed in the middle of a transfer by DMA. */
+static void test_change_dma(void)
+{
+    Test *t = test_start_on("on", THROTTLE);
+
+    start_transfer(t);
+    finish_transfer(t);
+    put_dma_data(t);
+    start_dma(t, 0xc5, 0x4a);
+    g_assert_cmpuint(stat_value(t, "async-call-parked"), ==, 1);
+    expect_dma(t);
+    end_changed(t, change_medium(t));
+}
+
+/* A driver that does not look: a reset and a command behind the sector */
+static void queue_command(Test *t)
+{
+    static const uint8_t command[] = {
+        0xc5, 0, 0, 0, 1, 2, 1, 0x1b, 0xff
+    };
+
+    start_transfer(t);
+    finish_transfer(t);
+    put_dma_data(t);
+    set_dma(t, 0x4a);
+    start_transfer(t);
+    send_data(t, SECTOR, true);
+    g_assert_cmphex(msr(t) & RQM, ==, 0);
+    qtest_outb(t->qts, DOR, 0x10);
+    qtest_outb(t->qts, DOR, 0x1c);
+    for (int i = 0; i < sizeof(command); i++) {
+        qtest_outb(t->qts, FIFO, command[i]);
+    }
+    g_assert_cmpuint(stat_value(t, "posted-mmio-now"), ==,
+                     2 + sizeof(command));
+}
+
+static void test_change_queued(void)
+{
+    Test *t = test_start_on("on", THROTTLE);
+
+    queue_command(t);
+    expect_dma(t);
+    end_changed(t, change_medium(t));
+}
+
+/* What may not run now must not run later: there is another medium then. */
+static void test_change_stopped(void)
+{
+    Test *t = test_start_on("on", THROTTLE);
+    char *path;
+
+    queue_command(t);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'stop'}");
+    g_assert_cmpuint(stat_value(t, "posted-mmio-now"), ==, 11);
+    path = change_medium(t);
+    g_assert_cmpuint(stat_value(t, "posted-mmio-now"), ==, 0);
+    g_assert_cmpuint(stat_value(t, "posted-mmio-dropped"), ==, 11);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'cont'}");
+    end_changed(t, path);
+}
+
+#define DISK_CANCELS "-blockdev driver=blkdebug,node-name=slow,image=file," \
+                     "inject-error.0.event=none,inject-error.0.iotype=write," \
+                     "inject-error.0.errno=125,inject-error.0.once=on"
+
+/* A disk whose error has the name of a handler that was given up */
+static void test_disk_cancels(void)
+{
+    for (int on = 0; on < 2; on++) {
+        Test *t = test_start_on(on ? "on" : "off", DISK_CANCELS);
+        uint8_t status;
+
+        put_dma_data(t);
+        start_dma(t, 0xc5, 0x4a);
+        wait_ready(t, DIO);
+        status = qtest_inb(t->qts, FIFO);
+        g_assert_cmphex(status & 0xc0, ==, 0x40);
+        for (int i = 1; i < 7; i++) {
+            wait_ready(t, DIO);
+            qtest_inb(t->qts, FIFO);
+        }
+        start_transfer(t);
+        finish_transfer(t);
+        test_end(t);
+    }
 }
 
 /* The vCPU goes on while the disk does not, and is told so. */
@@ -553,6 +709,68 @@ static void migrate(bool queued)
 static void test_migrate(void)
 {
     migrate(true);
+}
+
+/* Of the state of the controller in a stream, behind its name */
+#define STATE_MSR (4 + 4 + 5)           /* instance, version, registers */
+#define STATE_DATA_STATE (4 + 4 + 9 + 512 + 8)
+#define FORMATTING 0x02
+
+/* Save @t, and load it as a controller that is about to format a sector. */
+static void load_formatting(Test *t)
+{
+    static const char section[] = "\x03" "fdc";
+    g_autofree char *file = NULL;
+    g_autofree char *uri = NULL;
+    g_autofree char *incoming = NULL;
+    g_autofree char *data = NULL;
+    size_t len;
+    char *at;
+
+    close(g_file_open_tmp("posted-fdc-XXXXXX", &file, NULL));
+    uri = g_strdup_printf("file:%s", file);
+    incoming = g_strdup_printf("-incoming %s", uri);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'stop'}");
+    migrate_to_file(t, uri);
+    qtest_quit(t->qts);
+    g_assert_true(g_file_get_contents(file, &data, &len, NULL));
+    at = memmem(data, len, section, strlen(section));
+    g_assert_nonnull(at);
+    at += strlen(section);
+    g_assert_cmphex((uint8_t)at[STATE_MSR], ==, RQM);
+    g_assert_cmphex(at[STATE_DATA_STATE], ==, 0);
+    at[STATE_DATA_STATE] = FORMATTING;
+    g_assert_true(g_file_set_contents(file, data, len, NULL));
+    t->qts = start_qemu(t->path, "on", BLKDEBUG, incoming);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'cont'}");
+    qtest_qmp_eventwait(t->qts, "RESUME");
+    unlink(file);
+}
+
+/*
+ * Formatting that was given up has no result.  No command formats in this
+ * version of QEMU, but the state in which the next one does can be loaded.
+ */
+static void test_format_given_up(void)
+{
+    static const uint8_t command[] = { 0xc5, 0, 0, 0, 1, 2, 0, 0, 1 };
+    Test *t = test_start("on");
+    char *target;
+
+    load_formatting(t);
+    target = drain_disk(t);
+    for (int i = 0; i < sizeof(command); i++) {
+        send_byte(t, command[i]);
+    }
+    g_assert_cmpuint(stat_value(t, "async-call-parked"), ==, 1);
+    qtest_qmp_assert_success(t->qts, "{'execute': 'system_reset'}");
+    qtest_qmp_eventwait(t->qts, "RESET");
+    undrain_disk(t, target);
+    g_assert_cmpuint(stat_value(t, "async-call-parked"), ==, 0);
+    g_assert_cmphex(msr(t), ==, RQM);
+    start_transfer(t);
+    finish_transfer(t);
+    test_end(t);
 }
 
 /* Nothing queued: the stream is as ever, for a device that has no queue. */
@@ -734,6 +952,10 @@ int main(int argc, char **argv)
     qtest_add_func("/posted-fdc/dma", test_dma);
     qtest_add_func("/posted-fdc/dma-stop", test_dma_stop);
     qtest_add_func("/posted-fdc/drained", test_drained);
+    qtest_add_func("/posted-fdc/change-dma", test_change_dma);
+    qtest_add_func("/posted-fdc/change-queued", test_change_queued);
+    qtest_add_func("/posted-fdc/change-stopped", test_change_stopped);
+    qtest_add_func("/posted-fdc/disk-cancels", test_disk_cancels);
     qtest_add_func("/posted-fdc/goes-on", test_goes_on);
     qtest_add_func("/posted-fdc/order", test_order);
     qtest_add_func("/posted-fdc/full", test_full);
@@ -741,6 +963,7 @@ int main(int argc, char **argv)
     qtest_add_func("/posted-fdc/reset", test_reset);
     qtest_add_func("/posted-fdc/migrate", test_migrate);
     qtest_add_func("/posted-fdc/migrate-empty", test_migrate_empty);
+    qtest_add_func("/posted-fdc/format-given-up", test_format_given_up);
     qtest_add_func("/posted-fdc/snapshot", test_snapshot);
     qtest_add_func("/posted-fdc/quit", test_quit);
     if (qtest_has_accel("tcg")) {

@@ -61,6 +61,21 @@ static void gate_open(Test *t)
     g_assert_cmpint(unlink(t->gate), ==, 0);
 }
 
+/* Only in other threads than the main one, which has files to open */
+static void threads_close(Test *t)
+{
+    g_autofree char *gate = g_strdup_printf("%s.threads", t->gate);
+
+    g_assert_true(g_file_set_contents(gate, "", 0, NULL));
+}
+
+static void threads_open(Test *t)
+{
+    g_autofree char *gate = g_strdup_printf("%s.threads", t->gate);
+
+    g_assert_cmpint(unlink(gate), ==, 0);
+}
+
 /* How many fstat() calls have ever met the closed gate */
 static int gate_waiting(Test *t)
 {
@@ -416,6 +431,83 @@ static void test_reopen(void)
     test_end(t);
 }
 
+static char *make_overlay(Test *t, const char *base)
+{
+    g_autofree char *base_path = path_in(t, base);
+    char *path = path_in(t, "top.qcow2");
+    const char *argv[] = {
+        getenv("QTEST_QEMU_IMG"), "create", "-q", "-f", "qcow2", "-F", "raw",
+        "-b", base_path, path, NULL,
+    };
+    int status;
+
+    g_assert_true(g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_DEFAULT,
+                               NULL, NULL, NULL, NULL, &status, NULL));
+    g_assert_cmpint(status, ==, 0);
+    return path;
+}
+
+static bool is_locked(const char *path)
+{
+    int fd = open(path, O_RDWR);
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(fcntl(fd, F_OFD_GETLK, &lock), ==, 0);
+    close(fd);
+    return lock.l_type != F_UNLCK;
+}
+
+/*
+ * A file is opened anew, for writing, while it is asked: what the thread has
+ * is a duplicate of the old descriptor and must not keep its locks.
+ */
+static void test_commit(void)
+{
+    g_autofree char *base = NULL;
+    g_autofree char *top = NULL;
+    Test *t;
+
+    if (!have_qemu_img()) {
+        g_test_skip("QTEST_QEMU_IMG is not set");
+        return;
+    }
+    t = test_start(SHORT_MS, "-device virtio-scsi,id=scsi");
+    make_image(t, "base.slow", 64 * 1024);
+    base = path_in(t, "base.slow");
+    top = make_overlay(t, "base.slow");
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-add', 'arguments':"
+                             " {'driver': 'qcow2', 'node-name': 'top', 'file':"
+                             " {'driver': 'file', 'filename': %s}}}", top);
+    threads_close(t);
+    query_and_check(t, -1, real_size(t, "b.fast"));
+    gate_wait(t, 2);
+    qtest_qmp_device_add(t->qts, "scsi-hd", "disk2",
+                         "{'bus': 'scsi.0', 'drive': 'top'}");
+    g_assert_true(is_locked(base));
+
+    qtest_qmp_assert_success(t->qts, "{'execute': 'block-commit', 'arguments':"
+                             " {'job-id': 'job', 'device': 'top'}}");
+    qtest_qmp_eventwait(t->qts, "BLOCK_JOB_READY");
+    g_assert_true(is_locked(base));
+    qtest_qmp_assert_success(t->qts, "{'execute': 'job-complete',"
+                             " 'arguments': {'id': 'job'}}");
+    qtest_qmp_eventwait(t->qts, "BLOCK_JOB_COMPLETED");
+    g_assert_true(is_locked(base));
+    qtest_qmp_device_del(t->qts, "disk2");
+    qtest_qmp_assert_success(t->qts, "{'execute': 'blockdev-del', 'arguments':"
+                             " {'node-name': 'top'}}");
+    /* the thread still has its descriptor */
+    g_assert_cmpuint(stat_value(t, "async-call-jobs"), ==, 2);
+    g_assert_false(is_locked(base));
+    threads_open(t);
+    while (stat_value(t, "async-call-jobs")) {
+        g_usleep(1000);
+    }
+    query_and_check(t, real_size(t, "a.slow"), real_size(t, "b.fast"));
+    test_end(t);
+}
+
 static void test_bad_value(void)
 {
     Test *t = test_start("0", "");
@@ -478,6 +570,7 @@ int main(int argc, char **argv)
     qtest_add_func("/query-sizes/quit", test_quit);
     qtest_add_func("/query-sizes/stop-reset", test_stop_reset);
     qtest_add_func("/query-sizes/reopen", test_reopen);
+    qtest_add_func("/query-sizes/commit", test_commit);
     qtest_add_func("/query-sizes/bad-value", test_bad_value);
     qtest_add_func("/query-sizes/many", test_many);
     return g_test_run();

@@ -12,15 +12,18 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "block/block_int.h"
 #include "hw/core/cpu.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qemu/thread.h"
+#include "system/block-backend.h"
 #include "system/cpus.h"
 #include "system/posted-mmio.h"
 
 #define WAITS 0x10000           /* in the data of a write: its handler waits */
+#define DISK 0x40000            /* its handler writes a sector: the address */
 #define NESTS 0x20000           /* its handler writes to its own region */
 #define MAX_LOG 4096
 
@@ -39,6 +42,9 @@ typedef struct Dev {
     bool seen_cpu;
     bool seen_guard_free;
     bool stuck;                 /* it cannot be finished */
+    BlockBackend *blk;
+    int disk_ret;
+    PostedMedium medium;
 } Dev;
 
 static CPUState *cpu;
@@ -113,6 +119,14 @@ static MemTxResult dev_write(void *opaque, hwaddr addr, uint64_t data,
     d->seen_guard_free |= !d->state.mem_reentrancy_guard.engaged_in_io;
     if (data & NESTS) {
         d->nested = dev_access(d, 1, attrs);
+    }
+    if (data & DISK) {
+        uint8_t sector[BDRV_SECTOR_SIZE];
+
+        memset(sector, 0x5a, sizeof(sector));
+        d->disk_ret = posted_blk_pwrite(&d->q, d->blk,
+                                        addr / 8 * BDRV_SECTOR_SIZE,
+                                        sizeof(sector), sector);
     }
     if ((data & WAITS) && d->q.call) {
         d->waiting = d->q.call;
@@ -584,6 +598,84 @@ static void test_stuck(void)
     dev_free(d);
 }
 
+#define MEDIUM_SECTORS 8
+
+/* Notes which sectors were written, a bit each */
+static int coroutine_fn medium_co_pwritev(BlockDriverState *bs, int64_t offset,
+                                          int64_t bytes, QEMUIOVector *qiov,
+                                          BdrvRequestFlags flags)
+{
+    unsigned *written = bs->opaque;
+
+    g_assert_cmpint(bytes, ==, BDRV_SECTOR_SIZE);
+    *written |= 1 << offset / BDRV_SECTOR_SIZE;
+    return 0;
+}
+
+static BlockDriver bdrv_medium = {
+    .format_name = "medium",
+    .instance_size = sizeof(unsigned),
+    .bdrv_co_pwritev = medium_co_pwritev,
+};
+
+static BlockDriverState *medium_new(const char *name)
+{
+    BlockDriverState *bs = bdrv_new_open_driver(&bdrv_medium, name, BDRV_O_RDWR,
+                                                &error_abort);
+
+    bs->total_sectors = MEDIUM_SECTORS;
+    return bs;
+}
+
+static unsigned medium_end(BlockDriverState *bs)
+{
+    unsigned written = *(unsigned *)bs->opaque;
+
+    bdrv_unref(bs);
+    return written;
+}
+
+/*
+ * The medium is changed when a handler is parked and its request is not sent
+ * yet, for the main loop has not run since: all goes to the old medium.
+ */
+static void test_medium(void)
+{
+    BlockDriverState *media[2] = { medium_new("a"), medium_new("b") };
+    Dev *d = dev_new();
+
+    d->blk = blk_new(qemu_get_aio_context(), BLK_PERM_ALL, BLK_PERM_ALL);
+    posted_blk_watch_medium(&d->q, d->blk, &d->medium);
+
+    /* what is written to an empty drive waits for no medium */
+    poke(d, DISK | 5 << 3);
+    g_assert_cmpint(blk_insert_bs(d->blk, media[0], &error_abort), ==, 0);
+    loop_until(d, 1);
+    g_assert_cmpint(d->disk_ret, ==, -ENOMEDIUM);
+    d->count = 0;
+
+    poke(d, DISK | 1 << 3);
+    poke(d, DISK | 2 << 3);
+    poke(d, DISK | 3 << 3);
+    g_assert_true(posted_mmio_parked(&d->q));
+    g_assert_cmpuint(d->count, ==, 0);
+    blk_remove_bs(d->blk);
+    g_assert_cmpint(blk_insert_bs(d->blk, media[1], &error_abort), ==, 0);
+    loop_until(d, 3);
+    check_log(d, 3, DISK | 1 << 3, DISK | 2 << 3, DISK | 3 << 3);
+    g_assert_cmpint(d->disk_ret, ==, 0);
+
+    /* what is written from now on goes to the new one */
+    poke(d, DISK | 4 << 3);
+    loop_until(d, 4);
+    blk_remove_bs(d->blk);
+    notifier_remove(&d->medium.removed);
+    blk_unref(d->blk);
+    g_assert_cmphex(medium_end(media[0]), ==, 0x0e);
+    g_assert_cmphex(medium_end(media[1]), ==, 0x10);
+    dev_free(d);
+}
+
 static void test_not_eligible(void)
 {
     Error *err = NULL;
@@ -789,6 +881,7 @@ int main(int argc, char **argv)
 {
     int ret;
 
+    bdrv_init();
     qemu_init_main_loop(&error_abort);
     cpu = g_new0(CPUState, 1);
     g_test_init(&argc, &argv, NULL);
@@ -807,6 +900,7 @@ int main(int argc, char **argv)
     g_test_add_func("/posted-mmio/unplug", test_unplug);
     g_test_add_func("/posted-mmio/quit", test_quit);
     g_test_add_func("/posted-mmio/stuck", test_stuck);
+    g_test_add_func("/posted-mmio/medium", test_medium);
     g_test_add_func("/posted-mmio/not-eligible", test_not_eligible);
     g_test_add_func("/posted-mmio/loaded", test_loaded);
     g_test_add_func("/posted-mmio/waiter", test_waiter);

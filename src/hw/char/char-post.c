@@ -66,6 +66,21 @@ static bool write_some(CharPost *post)
     return true;
 }
 
+/* Returns false if the reader has no room for all of it now. */
+static bool write_what_waits(CharPost *post)
+{
+    while (!fifo8_is_empty(&post->fifo)) {
+        if (!write_some(post)) {
+            return false;
+        }
+    }
+    trace_char_post_empty();
+    if (post->emptied) {
+        post->emptied(post);
+    }
+    return true;
+}
+
 static void start_watch(CharPost *post);
 
 static gboolean reader_has_room(void *do_not_use, GIOCondition cond,
@@ -73,20 +88,19 @@ static gboolean reader_has_room(void *do_not_use, GIOCondition cond,
 {
     CharPost *post = opaque;
 
-    while (!fifo8_is_empty(&post->fifo)) {
-        if (!write_some(post)) {
-            /* of a hub, another reader than the one that had no room before */
-            post->watch = 0;
-            start_watch(post);
-            return G_SOURCE_REMOVE;
-        }
-    }
-    trace_char_post_empty();
     post->watch = 0;
-    if (post->emptied) {
-        post->emptied(post);
+    if (!write_what_waits(post)) {
+        /* of a hub, another reader than the one that had no room before */
+        start_watch(post);
     }
     return G_SOURCE_REMOVE;
+}
+
+static bool add_watch(CharPost *post)
+{
+    post->watch = qemu_chr_fe_add_watch(post->fe, G_IO_OUT | G_IO_HUP,
+                                        reader_has_room, post);
+    return post->watch;
 }
 
 /* Have the main loop write what waits, if the VM runs. */
@@ -95,9 +109,12 @@ static void start_watch(CharPost *post)
     if (post->watch || fifo8_is_empty(&post->fifo) || !runstate_is_running()) {
         return;
     }
-    post->watch = qemu_chr_fe_add_watch(post->fe, G_IO_OUT | G_IO_HUP,
-                                        reader_has_room, post);
-    if (!post->watch) {
+    /*
+     * A hub knows which reader to watch only when its last write met one that
+     * had no room for anything: not after one that had for a part, nor where
+     * this output was loaded.
+     */
+    if (!add_watch(post) && !write_what_waits(post) && !add_watch(post)) {
         /* nothing tells when this backend has room */
         block_until_written(post, post->fe, NULL, 0);
     }
@@ -145,6 +162,13 @@ void char_post_unrealize(CharPost *post)
     qemu_del_vm_change_state_handler(post->vm_state);
     post->vm_state = NULL;
     fifo8_destroy(&post->fifo);
+}
+
+void char_post_reset(CharPost *post, ResetType type)
+{
+    if (post->on && type == RESET_TYPE_SNAPSHOT_LOAD) {
+        fifo8_reset(&post->fifo);
+    }
 }
 
 bool char_post_is_full(CharPost *post, size_t len)

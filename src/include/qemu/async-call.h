@@ -256,4 +256,21 @@ typedef struct AsyncCallTotals {
  */
 void async_call_totals(AsyncCallTotals *totals);
 
+/**
+ * typedef AsyncJobFunc: runs in a thread without any lock
+ */
+typedef void AsyncJobFunc(void *opaque);
+
+/**
+ * async_pool_submit: have a function run in a thread of its own, at once
+ * @func: the function
+ * @opaque: its argument
+ *
+ * Context: any thread.
+ *
+ * Returns: true, or false if %ASYNC_CALL_MAX_JOBS threads are busy or the
+ * host has no more threads; @func does not run then.
+ */
+bool async_pool_submit(AsyncJobFunc *func, void *opaque);
+
 #endif

@@ -103,13 +103,23 @@ struct PostedQueue {
 };
 
 /**
+ * struct PostedMedium: a removable medium that handlers write to; private
+ * @removed: of its back end
+ * @q: the queue of the device
+ */
+typedef struct PostedMedium {
+    Notifier removed;
+    PostedQueue *q;
+} PostedMedium;
+
+/**
  * struct PostedTotals: statistics of all devices
  * @now: writes that are queued
  * @queued: writes that were queued behind others
  * @waited: writes for which the vCPU waited because too many were queued
  * @drained: writes of others than vCPUs that waited for what was queued
- * @dropped: writes that a reset or an unplug dropped, or for which there was
- *           no room while nothing could be waited for
+ * @dropped: writes that a reset, an unplug or the change of a medium dropped,
+ *           or for which there was no room while nothing could be waited for
  */
 typedef struct PostedTotals {
     uint64_t now;
@@ -189,7 +199,8 @@ static inline bool posted_mmio_parked(const PostedQueue *q)
  *
  * Context: BQL held.
  *
- * Returns: 0 or a negative error number.
+ * Returns: 0 or a negative error number; -ECANCELED only if the handler was
+ * given up: an error of the disk that is called so becomes -EIO.
  */
 int coroutine_mixed_fn posted_blk_pwrite(PostedQueue *q, BlockBackend *blk,
                                          int64_t offset, int64_t bytes,
@@ -203,11 +214,23 @@ int coroutine_mixed_fn posted_blk_pwrite(PostedQueue *q, BlockBackend *blk,
  * @bytes: how many
  * @buf: where to store the data
  *
- * Returns: 0 or a negative error number.
+ * Returns: as posted_blk_pwrite().
  */
 int coroutine_mixed_fn posted_blk_pread(PostedQueue *q, BlockBackend *blk,
                                         int64_t offset, int64_t bytes,
                                         void *buf);
+
+/**
+ * posted_blk_watch_medium: let no write go to a medium that comes later
+ * @q: a queue, on or off, or NULL
+ * @blk: back end of a drive of the device, which keeps it as long as it exists
+ * @m: a part of the drive
+ *
+ * Before the medium of @blk is removed, all that the guest has written takes
+ * effect.  Where it cannot, because the VM is stopped, it is dropped.
+ */
+void posted_blk_watch_medium(PostedQueue *q, BlockBackend *blk,
+                             PostedMedium *m);
 
 /**
  * posted_mmio_park: wait in a handler whose write is a posted one
@@ -236,6 +259,17 @@ int coroutine_fn posted_mmio_park(PostedQueue *q, PostedFinish *finish,
  * handler is still parked, and the device cannot be saved.
  */
 bool posted_mmio_finish(PostedQueue *q);
+
+/**
+ * posted_mmio_settle: let all that is parked and queued take effect, or drop it
+ * @q: a queue
+ *
+ * It is dropped if it cannot take effect now: the VM is stopped, or see
+ * posted_mmio_finish().
+ *
+ * Context: as posted_mmio_finish().
+ */
+void posted_mmio_settle(PostedQueue *q);
 
 /**
  * posted_mmio_reset: finish what is parked, or give it up; drop what is queued

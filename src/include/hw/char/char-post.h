@@ -10,6 +10,7 @@
 #define HW_CHAR_CHAR_POST_H
 
 #include "chardev/char-fe.h"
+#include "hw/resettable.h"
 #include "migration/vmstate.h"
 #include "qemu/fifo8.h"
 #include "system/runstate.h"
@@ -53,6 +54,15 @@ bool char_post_realize(CharPost *post, CharFrontend *fe, const char *type,
 void char_post_unrealize(CharPost *post);
 
 /**
+ * char_post_reset: drop what waits, if a snapshot is loaded
+ * @post: on or off
+ * @type: of the device's reset
+ *
+ * What waits in the snapshot comes afterwards, and nothing comes if none does.
+ */
+void char_post_reset(CharPost *post, ResetType type);
+
+/**
  * char_post_is_full: would a write wait?
  * @post: on or off
  * @len: bytes to be written
@@ -76,7 +86,8 @@ bool char_post_is_full(CharPost *post, size_t len);
  * wait, this writes them all first, as long as it takes.
  *
  * Bytes wait while the VM is stopped, and go with its state when it is
- * migrated or saved.  A reset does not drop them: the device has accepted them.
+ * migrated or saved.  A reset of the machine does not drop them: the device has
+ * accepted them.
  *
  * Context: BQL held.
  */
