@@ -452,7 +452,7 @@ static void test_walker_region_all(void)
     region_end(&t);
 }
 
-/* ------------------------------------- registers that cannot be read any more */
+/* ----------------------------------------- registers that cannot be read */
 
 static void set_command(TrackedVM *vm, uint16_t val)
 {
@@ -1093,8 +1093,8 @@ static void complete_and_compare(Pair *p)
 }
 
 /*
- * Somebody else unplugged the device in a migration that was cancelled; one that
- * is plugged later is asked for like the first.
+ * Somebody else unplugged the device in a migration that was cancelled; one
+ * that is plugged later is asked for like the first.
  */
 static void test_late_deleted_again(void)
 {
@@ -1110,6 +1110,11 @@ static void test_late_deleted_again(void)
     driver_traffic(&p.driver, 2);
     eject(&p);
     qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
+    /* far enough that it would be asked for, if it were there */
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'avail-switchover-bandwidth': 0 } }");
+    tracked_vm_wait_switchover(&p.vm);
     qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
     tracked_vm_wait(&p.vm, "cancelled");
     qtest_qmp_assert_success(p.vm.qts,

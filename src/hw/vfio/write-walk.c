@@ -715,9 +715,9 @@ void write_walk_write(WriteWalk *w, uint32_t reg, uint64_t val, unsigned size)
 }
 
 /*
- * The guest has turned the decoding of accesses off, and the device goes on with
- * the rings that it had.  Every tail write up to then was seen, so what it may
- * write is what is known of them; how far it got is not.
+ * The guest has turned the decoding of accesses off, and the device goes on
+ * with the rings that it had.  Every tail write up to then was seen, so what it
+ * may write is what is known of them; how far it got is not.
  */
 static bool is_hidden(WriteWalk *w)
 {
