@@ -279,6 +279,9 @@ static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
 {
     VFIOPCIDevice *vdev = q->vdev;
 
+    if (q->cleared && q->drained) {
+        return true;
+    }
     if (!q->cleared && is_master(vdev)) {
         if (!set_master(vdev, false)) {
             error_setg(errp, "%s: bus mastering cannot be cleared, so the"
@@ -289,7 +292,8 @@ static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
         q->cleared = true;
         trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
     }
-    return wait_drained(vdev, errp);
+    q->drained = wait_drained(vdev, errp);
+    return q->drained;
 }
 
 static bool quiesce(WriteTrackQuiesce *q, Error **errp)
@@ -310,7 +314,7 @@ static void quiesce_or_fail(WriteTrackQuiesce *q)
 static void unquiesce(WriteTrackQuiesce *q)
 {
     if (q->cleared) {
-        q->cleared = false;
+        q->cleared = q->drained = false;
         if (is_master(q->vdev) && !set_master(q->vdev, true)) {
             error_report("%s: cannot let the device write again after a"
                          " migration that was given up",
@@ -351,7 +355,7 @@ void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
 {
     q->vdev = vdev;
     q->tracker = tracker;
-    q->cleared = false;
+    q->cleared = q->drained = false;
     q->always = tracker->source->kind == WRITE_TRACKING_SOURCE_VFIO_USER;
     q->handler = qdev_add_vm_change_state_handler(DEVICE(vdev),
                                                   quiesce_state_change, NULL,

@@ -49,7 +49,8 @@ typedef struct WriteTrackQuiesce {
     VMChangeStateEntry *handler;
     NotifierWithReturn precopy;
     bool always;                /* whether or not it is tracked now */
-    bool cleared;
+    bool cleared;               /* by us, not by the guest */
+    bool drained;               /* nothing was under way after that */
 } WriteTrackQuiesce;
 
 /**
