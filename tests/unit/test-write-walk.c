@@ -467,6 +467,7 @@ static unsigned missed(Sim *s)
 static unsigned migrate(Sim *s)
 {
     unsigned passes = 2 + pick(6);
+    unsigned all;
 
     write_walk_start(s->walk);
     bitmap_set(s->dirty, 0, RAM_PAGES);
@@ -476,7 +477,21 @@ static unsigned migrate(Sim *s)
         for (unsigned steps = pick(400); steps; steps--) {
             something(s);
         }
+        /* the guest turns decode off now and then, and the device goes on */
+        s->hidden = !pick(8);
+        for (unsigned steps = s->hidden ? pick(40) : 0; steps; steps--) {
+            Queue *q = &s->queue[pick(s->queues)];
+
+            dev_receive(s, q);
+            dev_transmit(s, q);
+        }
+        all = s->all;
         write_walk_sync(s->walk, !passes);
+        if (s->hidden) {
+            /* a ring that was moved and not read since */
+            s->all = all;
+            s->hidden = false;
+        }
         pass(s);
     }
     write_walk_stop(s->walk);
