@@ -54,6 +54,7 @@
 
 #define MAX_FDS         1024
 #define MAX_MAPS        4096
+#define MAX_POSTED      (1 << 17)       /* bytes */
 #define PAGE            4096ull
 #define REGION_SHIFT    24
 #define BAR0_SIZE       0x4000
@@ -84,7 +85,7 @@ typedef struct Posted {
     uint8_t byte;
 } Posted;
 
-static Posted *posted;
+static Posted posted[MAX_POSTED];
 static size_t nr_posted;
 
 static bool option(const char *name)
@@ -226,7 +227,9 @@ static int dma_write(uint64_t iova, uint8_t byte)
     if (!option("posted")) {
         return dma_store(iova, byte);
     }
-    posted = realloc(posted, (nr_posted + 1) * sizeof(*posted));
+    if (nr_posted == MAX_POSTED) {
+        return -ENOSPC;
+    }
     posted[nr_posted++] = (Posted) { iova, byte };
     return 0;
 }
