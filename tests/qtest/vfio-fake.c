@@ -25,7 +25,14 @@
  *
  * A name that has "log" in it stands for a device that logs.
  *
- * VFIO_FAKE holds options: "no-cap" hides the type1 IOMMU's dirty tracking.
+ * VFIO_FAKE holds options:
+ *
+ *   no-cap  hides the type1 IOMMU's dirty tracking
+ *   decode  BAR 0 cannot be read while memory decode is off (as with VFIO, but
+ *           for virtual functions)
+ *   posted  what a device writes is in memory after the next successful read
+ *           of its registers or configuration space
+ *   stuck   the device's transactions are pending for ever
  */
 
 #include <errno.h>
@@ -47,6 +54,7 @@
 
 #define MAX_FDS         1024
 #define MAX_MAPS        4096
+#define MAX_POSTED      (1 << 17)       /* bytes */
 #define PAGE            4096ull
 #define REGION_SHIFT    24
 #define BAR0_SIZE       0x4000
@@ -71,6 +79,14 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FakeFd fds[MAX_FDS];
 static Map maps[MAX_MAPS];      /* one address space is enough */
 static size_t nr_maps;
+
+typedef struct Posted {
+    uint64_t iova;
+    uint8_t byte;
+} Posted;
+
+static Posted posted[MAX_POSTED];
+static size_t nr_posted;
 
 static bool option(const char *name)
 {
@@ -174,6 +190,9 @@ static int device_new(const char *name)
     config(fd, CAP_EXPRESS, PCI_CAP_ID_EXP, 2);
     config(fd, CAP_EXPRESS + PCI_EXP_FLAGS, 2 | PCI_EXP_TYPE_ENDPOINT << 4, 2);
     config(fd, CAP_EXPRESS + PCI_EXP_DEVCAP, PCI_EXP_DEVCAP_FLR, 4);
+    if (option("stuck")) {
+        config(fd, CAP_EXPRESS + PCI_EXP_DEVSTA, PCI_EXP_DEVSTA_TRPND, 2);
+    }
     return fd;
 }
 
@@ -189,7 +208,7 @@ static void log_page(uint64_t iova)
     }
 }
 
-static int dma_write(uint64_t iova, uint8_t byte)
+static int dma_store(uint64_t iova, uint8_t byte)
 {
     for (size_t i = 0; i < nr_maps; i++) {
         if (iova - maps[i].iova < maps[i].size) {
@@ -201,6 +220,26 @@ static int dma_write(uint64_t iova, uint8_t byte)
         }
     }
     return -EFAULT;
+}
+
+static int dma_write(uint64_t iova, uint8_t byte)
+{
+    if (!option("posted")) {
+        return dma_store(iova, byte);
+    }
+    if (nr_posted == MAX_POSTED) {
+        return -ENOSPC;
+    }
+    posted[nr_posted++] = (Posted) { iova, byte };
+    return 0;
+}
+
+static void flush_posted(void)
+{
+    for (size_t i = 0; i < nr_posted; i++) {
+        dma_store(posted[i].iova, posted[i].byte);
+    }
+    nr_posted = 0;
 }
 
 static uint64_t dma_read64(uint64_t iova)
@@ -267,7 +306,22 @@ static void device_written(int fd, off_t offset)
 {
     if (offset == TESTDEV_CMD) {
         device_command(fd, get_bar(fd, TESTDEV_CMD));
+    } else if (offset == region_offset(VFIO_PCI_CONFIG_REGION_INDEX) +
+                         TESTDEV_CFG_RECEIVE && fds[fd].igb &&
+               (get_config(fd, PCI_COMMAND) & PCI_COMMAND_MASTER)) {
+        receive(fd, get_config(fd, TESTDEV_CFG_RECEIVE));
     }
+}
+
+/* False: the device does not answer. */
+static bool device_read(int fd, off_t offset)
+{
+    if (offset < BAR0_SIZE && option("decode") &&
+        !(get_config(fd, PCI_COMMAND) & PCI_COMMAND_MEMORY)) {
+        return false;
+    }
+    flush_posted();
+    return true;
 }
 
 /* ------------------------------------------------------ ioctls of a device */
@@ -619,4 +673,28 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
 ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t offset)
 {
     return fake_pwrite(fd, buf, len, offset);
+}
+
+static ssize_t fake_pread(int fd, void *buf, size_t len, off_t offset)
+{
+    bool answers = true;
+    FakeFd *f;
+
+    pthread_mutex_lock(&lock);
+    f = fake(fd);
+    if (f && f->kind == FD_DEVICE) {
+        answers = device_read(fd, offset);
+    }
+    pthread_mutex_unlock(&lock);
+    return answers ? syscall(SYS_pread64, fd, buf, len, offset) : fail(EIO);
+}
+
+ssize_t pread(int fd, void *buf, size_t len, off_t offset)
+{
+    return fake_pread(fd, buf, len, offset);
+}
+
+ssize_t pread64(int fd, void *buf, size_t len, off64_t offset)
+{
+    return fake_pread(fd, buf, len, offset);
 }

@@ -39,6 +39,8 @@ enum {
 #define TESTDEV_RDH         0x2810
 #define TESTDEV_RDT         0x2818
 #define TESTDEV_PACKET      2048    /* bytes of each packet */
+/* in configuration space: receive so many packets */
+#define TESTDEV_CFG_RECEIVE 0xf0
 
 #define TESTDEV_VECTORS     4
 

@@ -452,6 +452,130 @@ static void test_walker_region_all(void)
     region_end(&t);
 }
 
+/* ----------------------------------------- registers that cannot be read */
+
+static void set_command(TrackedVM *vm, uint16_t val)
+{
+    qpci_config_writew(vm->dev, PCI_COMMAND, val);
+}
+
+/* What the device receives, with and without memory decode. */
+static void config_receive(TrackedVM *vm, unsigned count)
+{
+    qpci_config_writel(vm->dev, TESTDEV_CFG_RECEIVE, count);
+}
+
+typedef struct HiddenTest {
+    char *args;
+    TrackedVM src;
+    Driver driver;
+} HiddenTest;
+
+/* All memory is too much for the switchover, the ring's buffers are not. */
+static void hidden_start(HiddenTest *t, const char *options)
+{
+    g_autofree char *dev = device("igb0", 1);
+
+    t->args = g_strdup_printf("%s,addr=6.0,write-tracking=igb", dev);
+    fake_vfio(options);
+    tracked_vm_start(&t->src, QPCI_DEVFN(6, 0), t->args);
+    tracked_vm_fill(&t->src);
+    driver_start(&t->driver, &t->src);
+    tracked_vm_migrate(&t->src, stream);
+    qtest_qmp_assert_success(t->src.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'downtime-limit': 100, 'avail-switchover-bandwidth': %d } }",
+        64 << 20);
+    driver_traffic(&t->driver, 3);
+    write_reg(&t->src, TESTDEV_FILL, 0x5a);
+}
+
+/* Complete and compare; all memory was never marked. */
+static void hidden_end(HiddenTest *t)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                t->args, stream);
+    TrackedVM dst;
+    QDict *info;
+
+    info = tracking_info(&t->src);
+    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
+    qobject_unref(info);
+    tracked_vm_finish(&t->src);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    /* what is posted is written now, too late */
+    qpci_config_readw(t->src.dev, PCI_COMMAND);
+    g_assert_cmpint(tracked_vm_differences(&t->src, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&t->src);
+    real_vfio();
+    g_free(t->args);
+}
+
+/*
+ * The guest turns bus mastering and decode off: the migration converges.  It is
+ * on for a moment when nobody looks.
+ */
+static void test_walker_off(void)
+{
+    HiddenTest t;
+
+    hidden_start(&t, "decode");
+    config_receive(&t.src, 5);
+    set_command(&t.src, 0);
+    tracked_vm_wait(&t.src, "pre-switchover");
+    set_command(&t.src, PCI_COMMAND_MASTER);
+    config_receive(&t.src, 20);
+    set_command(&t.src, 0);
+    hidden_end(&t);
+}
+
+/* Decode is off and bus mastering is on: the device receives. */
+static void test_walker_hidden(void)
+{
+    HiddenTest t;
+
+    hidden_start(&t, "decode");
+    set_command(&t.src, PCI_COMMAND_MASTER);
+    config_receive(&t.src, 5);
+    tracked_vm_wait_first_pass(&t.src);
+    config_receive(&t.src, 5);
+    tracked_vm_wait(&t.src, "pre-switchover");
+    config_receive(&t.src, 5);
+    hidden_end(&t);
+}
+
+/* The same, and then it is used again. */
+static void test_walker_hidden_back(void)
+{
+    HiddenTest t;
+
+    hidden_start(&t, "decode");
+    set_command(&t.src, PCI_COMMAND_MASTER);
+    config_receive(&t.src, 5);
+    tracked_vm_wait(&t.src, "pre-switchover");
+    config_receive(&t.src, 5);
+    set_command(&t.src, PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY);
+    driver_traffic(&t.driver, 5);
+    driver_start(&t.driver, &t.src);
+    driver_traffic(&t.driver, 5);
+    hidden_end(&t);
+}
+
+/* What was on its way when the guest turned the device off arrives. */
+static void test_walker_posted(void)
+{
+    HiddenTest t;
+
+    hidden_start(&t, "decode posted");
+    tracked_vm_wait(&t.src, "pre-switchover");
+    set_command(&t.src, PCI_COMMAND_MASTER);
+    config_receive(&t.src, 20);
+    set_command(&t.src, 0);
+    hidden_end(&t);
+}
+
 /* A device that logs its DMA needs no walker, and gets none. */
 static void test_walker_superfluous(void)
 {
@@ -587,6 +711,7 @@ typedef struct Pair {
 
 static const char *pair_uri;    /* instead of a file */
 static unsigned pair_bandwidth; /* for the switchover; 0: as measured */
+static const char *pair_options = "";   /* of the fake */
 
 static void pair_migrate(Pair *p)
 {
@@ -602,6 +727,15 @@ static void pair_migrate(Pair *p)
         pair_bandwidth);
 }
 
+static void pair_find(Pair *p)
+{
+    g_free(p->vm.dev);
+    p->vm.dev = qpci_device_find(p->vm.bus, QPCI_DEVFN(2 << 5, 0));
+    g_assert_nonnull(p->vm.dev);
+    qpci_device_enable(p->vm.dev);
+    p->vm.bar = qpci_iomap(p->vm.dev, 0, NULL);
+}
+
 /* A standby that is to be unplugged late, and a card that receives. */
 static void pair_start(Pair *p, unsigned timeout_ms)
 {
@@ -615,13 +749,10 @@ static void pair_start(Pair *p, unsigned timeout_ms)
         "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
     args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=igb,"
                            "failover_pair_id=standby0", p->base, vf);
-    fake_vfio("");
+    fake_vfio(pair_options);
     tracked_vm_start(&p->vm, 0, args);
     p->net = negotiate_standby(&p->vm);
-    p->vm.dev = qpci_device_find(p->vm.bus, QPCI_DEVFN(2 << 5, 0));
-    g_assert_nonnull(p->vm.dev);
-    qpci_device_enable(p->vm.dev);
-    p->vm.bar = qpci_iomap(p->vm.dev, 0, NULL);
+    pair_find(p);
     tracked_vm_fill(&p->vm);
     driver_start(&p->driver, &p->vm);
     pair_migrate(p);
@@ -947,6 +1078,73 @@ static void test_late_deleted(void)
     pair_stop(&p);
 }
 
+/* What has arrived of a migration that was tried again is the same. */
+static void complete_and_compare(Pair *p)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                p->base, stream);
+    TrackedVM dst;
+
+    complete(p);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+}
+
+/*
+ * Somebody else unplugged the device in a migration that was cancelled; one
+ * that is plugged later is asked for like the first.
+ */
+static void test_late_deleted_again(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/vf0", dir);
+    Pair p;
+
+    pair_bandwidth = 1000;
+    pair_start(&p, 120000);
+    pair_bandwidth = 0;
+    qtest_qmp_device_del_send(p.vm.qts, "primary0");
+    tracked_vm_wait_first_pass(&p.vm);
+    begin_long_pass(&p.vm);
+    driver_traffic(&p.driver, 2);
+    eject(&p);
+    qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
+    /* far enough that it would be asked for, if it were there */
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'avail-switchover-bandwidth': 0 } }");
+    tracked_vm_wait_switchover(&p.vm);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelled");
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'device_add', 'arguments': { 'bus': 'root1',"
+        "  'driver': 'vfio-pci', 'id': 'primary0', 'sysfsdev': %s,"
+        "  'write-tracking': 'igb', 'failover_pair_id': 'standby0' } }", path);
+    pair_find(&p);
+    driver_start(&p.driver, &p.vm);
+    complete_and_compare(&p);
+    pair_stop(&p);
+}
+
+/* Its transactions do not end after the eject: nobody knows what it writes. */
+static void test_late_stuck(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    pair_options = "stuck";
+    pair_start(&p, 120000);
+    pair_options = "";
+    wait_request(&p);
+    eject(&p);
+    why = tracked_vm_push_to_failure(&p.vm);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "transactions are pending"));
+    assert_replugged(&p);
+    pair_stop(&p);
+}
+
 /* Cancelled after the request: it ends when the guest has let go. */
 static void test_late_cancel(void)
 {
@@ -963,20 +1161,6 @@ static void test_late_cancel(void)
     /* and it can be had again */
     complete(&p);
     pair_stop(&p);
-}
-
-/* What has arrived of a migration that was tried again is the same. */
-static void complete_and_compare(Pair *p)
-{
-    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
-                                                p->base, stream);
-    TrackedVM dst;
-
-    complete(p);
-    tracked_vm_start(&dst, 0, incoming);
-    tracked_vm_wait(&dst, "completed");
-    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
-    tracked_vm_stop(&dst);
 }
 
 static bool is_master(TrackedVM *vm)
@@ -1334,6 +1518,11 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-tracking/walker/auto", "auto", test_walker);
     qtest_add_func("/vfio-tracking/walker/region", test_walker_region);
     qtest_add_func("/vfio-tracking/walker/region-all", test_walker_region_all);
+    qtest_add_func("/vfio-tracking/walker/off", test_walker_off);
+    qtest_add_func("/vfio-tracking/walker/hidden", test_walker_hidden);
+    qtest_add_func("/vfio-tracking/walker/hidden-back",
+                   test_walker_hidden_back);
+    qtest_add_func("/vfio-tracking/walker/posted", test_walker_posted);
     qtest_add_func("/vfio-tracking/walker/superfluous",
                    test_walker_superfluous);
     qtest_add_func("/vfio-tracking/walker/errors", test_walker_errors);
@@ -1358,6 +1547,9 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-tracking/late/break-stays", NULL,
                         test_late_break);
     qtest_add_func("/vfio-tracking/late/deleted", test_late_deleted);
+    qtest_add_func("/vfio-tracking/late/deleted-again",
+                   test_late_deleted_again);
+    qtest_add_func("/vfio-tracking/late/stuck", test_late_stuck);
     qtest_add_func("/vfio-tracking/faults", test_faults);
 
     ret = g_test_run();

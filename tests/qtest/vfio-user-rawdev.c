@@ -15,8 +15,9 @@
  *   short      reports without a bitmap
  *   long       reports with more than was asked for
  *   mad        every bit is set, also those beyond the range
+ *   refuse-map an error for each region that is to be mapped
  *
- * "MODE:N" behaves so from the Nth report on, counted from 0.
+ * "MODE:N" behaves so from the Nth report on, or map, counted from 0.
  *
  * It serves one client, and ends with it or with the test.
  */
@@ -66,7 +67,7 @@ typedef struct {
 
 static int sock;
 static const char *mode = "log", *later;
-static unsigned reports, lies_from;
+static unsigned reports, maps, lies_from;
 static Region regions[MAX_REGIONS];
 static bool logging;
 static uint32_t regs[PAGE / 4];
@@ -301,6 +302,10 @@ static void handle(VFIOUserHdr *hdr, size_t len, int fd)
         reply(hdr, 0, 4 + sizeof(VERSION_CAPS));
         break;
     case VFIO_USER_DMA_MAP:
+        if (!strcmp(later ?: mode, "refuse-map") && maps++ >= lies_from) {
+            reply(hdr, EACCES, 0);
+            break;
+        }
         map(fd);
         reply(hdr, 0, 0);
         break;

@@ -899,6 +899,55 @@ static void test_bad_answer(gconstpointer opaque)
     program = "vfio-user-testdev";
 }
 
+/*
+ * A server that does not take all memory, from the Nth region on: the device is
+ * not made, and the VM goes on.  One that refuses memory that comes later has
+ * no say in what becomes of the guest.
+ */
+static void test_map_refused(void)
+{
+    bool made = false;
+    Server server;
+    TrackedVM vm;
+    QDict *rsp;
+
+    program = "vfio-user-rawdev";
+    tracked_vm_start(&vm, 0, "-device pcie-root-port,id=rp0,chassis=1");
+    set_pam(&vm, 0);
+    for (unsigned n = 0; !made; n++) {
+        g_autofree char *mode = g_strdup_printf("refuse-map:%u", n);
+
+        g_assert_cmpint(n, <, 60);
+        server_start(&server, "a.sock", mode);
+        rsp = qtest_qmp(vm.qts,
+            "{ 'execute': 'device_add', 'arguments': { 'bus': 'rp0',"
+            "  'driver': 'vfio-user-pci', 'id': 'dev',"
+            "  'socket': { 'type': 'unix', 'path': %s } } }", server.path);
+        made = !qdict_haskey(rsp, "error");
+        if (!made) {
+            const char *desc = qdict_get_str(qdict_get_qdict(rsp, "error"),
+                                             "desc");
+
+            g_assert_nonnull(strstr(desc, "the server refuses to map memory"));
+            server_stop(&server);
+        } else {
+            /* RAM alone is more than one region */
+            g_assert_cmpint(n, >, 0);
+        }
+        qobject_unref(rsp);
+    }
+    set_pam(&vm, 0x33);
+    qtest_writeb(vm.qts, 0xd0000, 0x44);
+    g_assert_cmphex(qtest_readb(vm.qts, 0xd0000), ==, 0x44);
+    rsp = qtest_qmp_assert_success_ref(vm.qts,
+                                       "{ 'execute': 'query-status' }");
+    g_assert_true(qdict_get_bool(rsp, "running"));
+    qobject_unref(rsp);
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+    program = "vfio-user-testdev";
+}
+
 /* ------------------------------------------------- messages and interrupts */
 
 static void command_later(TrackedVM *vm, uint32_t cmd, uint64_t addr,
@@ -1033,6 +1082,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-user-tracking/other", "other", test_bad_answer);
     qtest_add_data_func("/vfio-user-tracking/short", "short", test_bad_answer);
     qtest_add_data_func("/vfio-user-tracking/long", "long", test_bad_answer);
+    qtest_add_func("/vfio-user-tracking/map-refused", test_map_refused);
     qtest_add_func("/vfio-user-tracking/messages", test_messages);
     qtest_add_func("/vfio-user-tracking/unmask", test_unmask);
 

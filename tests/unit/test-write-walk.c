@@ -56,6 +56,7 @@ typedef struct Sim {
     /* figures */
     unsigned marked, written, all;
     const char *why;
+    bool hidden;                        /* registers do not answer */
 } Sim;
 
 static GRand *rnd;
@@ -79,7 +80,14 @@ static bool sim_read_reg(void *opaque, uint32_t reg, uint32_t *val)
     /* a virtual function has not got these */
     g_assert(!s->vf || reg < 0x4000);
     *val = s->regs[reg / 4];
-    return true;
+    return !s->hidden;
+}
+
+static bool sim_decodes(void *opaque)
+{
+    Sim *s = opaque;
+
+    return !s->hidden;
 }
 
 static bool sim_read_mem(void *opaque, uint64_t addr, void *buf, uint32_t len)
@@ -120,6 +128,7 @@ static void sim_mark_all(void *opaque, const char *why)
 
 static const WriteWalkIO sim_io = {
     .read_reg = sim_read_reg,
+    .decodes = sim_decodes,
     .read_mem = sim_read_mem,
     .mark = sim_mark,
     .mark_all = sim_mark_all,
@@ -458,6 +467,7 @@ static unsigned missed(Sim *s)
 static unsigned migrate(Sim *s)
 {
     unsigned passes = 2 + pick(6);
+    unsigned all;
 
     write_walk_start(s->walk);
     bitmap_set(s->dirty, 0, RAM_PAGES);
@@ -467,7 +477,21 @@ static unsigned migrate(Sim *s)
         for (unsigned steps = pick(400); steps; steps--) {
             something(s);
         }
+        /* the guest turns decode off now and then, and the device goes on */
+        s->hidden = !pick(8);
+        for (unsigned steps = s->hidden ? pick(40) : 0; steps; steps--) {
+            Queue *q = &s->queue[pick(s->queues)];
+
+            dev_receive(s, q);
+            dev_transmit(s, q);
+        }
+        all = s->all;
         write_walk_sync(s->walk, !passes);
+        if (s->hidden) {
+            /* a ring that was moved and not read since */
+            s->all = all;
+            s->hidden = false;
+        }
         pass(s);
     }
     write_walk_stop(s->walk);
@@ -660,6 +684,66 @@ static void test_unseen(void)
     sim_free(s);
 }
 
+/* Registers that do not answer: the rings are as they were. */
+static void test_hidden(void)
+{
+    static const uint16_t devices[] = { 0x10d3, 0x10c9, 0x10ca };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(devices); i++) {
+        Sim *s = sim_new(devices[i], i ? ADVANCED : EXTENDED);
+
+        init_all(s);
+        write_walk_start(s->walk);
+        bitmap_set(s->dirty, 0, RAM_PAGES);
+        pass(s);
+        s->hidden = true;
+        for (unsigned n = 0; n < 3; n++) {
+            for (unsigned q = 0; q < s->queues; q++) {
+                dev_receive(s, &s->queue[q]);
+            }
+            write_walk_sync(s->walk, n == 2);
+            pass(s);
+            g_assert_cmpint(missed(s), ==, 0);
+        }
+        g_assert_cmpint(s->all, ==, 0);
+        s->hidden = false;
+        write_walk_sync(s->walk, false);
+        g_assert_cmpint(s->all, ==, 0);
+        sim_free(s);
+    }
+}
+
+/*
+ * They have not answered from the start, so all memory was marked; and what was
+ * written until the driver set the ring up anew is marked as well.
+ */
+static void test_hidden_lost(void)
+{
+    Sim *s = sim_new(0x10ca, ADVANCED);
+
+    init_all(s);
+    s->hidden = true;
+    write_walk_start(s->walk);
+    write_walk_sync(s->walk, false);
+    g_assert_cmpint(s->all, >, 0);
+    g_assert_cmpstr(s->why, ==, "registers cannot be read");
+    pass(s);
+    for (unsigned q = 0; q < s->queues; q++) {
+        dev_receive(s, &s->queue[q]);
+    }
+    s->hidden = false;
+    for (unsigned q = 0; q < s->queues; q++) {
+        init_queue(s, &s->queue[q]);
+    }
+    write_walk_sync(s->walk, true);
+    pass(s);
+    g_assert_cmpint(missed(s), ==, 0);
+    s->all = 0;
+    write_walk_sync(s->walk, false);
+    g_assert_cmpint(s->all, ==, 0);
+    sim_free(s);
+}
+
 /*
  * A register outside of the rings' pages changes how descriptors are read or
  * how much is written; all is received and posted anew before anyone looks.
@@ -829,6 +913,8 @@ int main(int argc, char **argv)
     g_test_add_func("/write-walk/hostile", test_hostile);
     g_test_add_func("/write-walk/recovers", test_recovers);
     g_test_add_func("/write-walk/unseen", test_unseen);
+    g_test_add_func("/write-walk/hidden", test_hidden);
+    g_test_add_func("/write-walk/hidden-lost", test_hidden_lost);
     g_test_add_func("/write-walk/other-registers", test_other_registers);
     if (g_test_perf()) {
         g_test_add_func("/write-walk/perf", test_perf);

@@ -29,7 +29,7 @@
 #include "write-walk.h"
 
 #define MAX_TRAPS           8
-#define PENDING_TRIES       100     /* of 1 ms, for transactions to end */
+#define PENDING_MS          1000    /* for transactions to end */
 
 typedef struct PCITracker PCITracker;
 
@@ -46,6 +46,7 @@ struct PCITracker {
     Trap traps[MAX_TRAPS];
     unsigned nr_traps;
     bool armed;
+    bool quiet;                     /* no bus mastering, and all is marked */
     NotifierWithReturn migration;
     WriteTrackQuiesce quiesce;
 };
@@ -65,6 +66,24 @@ static bool read_reg(void *opaque, uint32_t reg, uint32_t *val)
     }
     *val = le32_to_cpu(data);
     return true;
+}
+
+/* I/O ports may lead to the registers as well. */
+static bool decodes(void *opaque)
+{
+    PCITracker *pt = opaque;
+    PCIDevice *pdev = PCI_DEVICE(pt->vdev);
+    uint16_t on = PCI_COMMAND_MEMORY;
+
+    for (int i = 0; i < PCI_ROM_SLOT; i++) {
+        on |= pt->vdev->bars[i].ioport ? PCI_COMMAND_IO : 0;
+    }
+    if ((pdev->cap_present & QEMU_PCI_CAP_PM) &&
+        pci_get_word(pdev->config + pdev->pm_cap + PCI_PM_CTRL) &
+        PCI_PM_CTRL_STATE_MASK) {
+        return false;           /* it sleeps */
+    }
+    return pci_get_word(pdev->config + PCI_COMMAND) & on;
 }
 
 static bool read_mem(void *opaque, uint64_t addr, void *buf, uint32_t len)
@@ -92,6 +111,7 @@ static void mark_all(void *opaque, const char *why)
 
 static const WriteWalkIO walk_io = {
     .read_reg = read_reg,
+    .decodes = decodes,
     .read_mem = read_mem,
     .mark = mark,
     .mark_all = mark_all,
@@ -200,23 +220,45 @@ static bool set_master(VFIOPCIDevice *vdev, bool on)
     return config_rw(vdev, true, PCI_COMMAND, &command);
 }
 
-/* Posted writes arrive before the answer to a read; then let reads end. */
-static void wait_transactions(VFIOPCIDevice *vdev)
+/*
+ * Is nothing that the device has begun under way?  A read of its configuration
+ * space tells, and pushes the writes ahead that it has posted: the answer to a
+ * read does not pass them (PCI Express, ordering rules).  So this has to be the
+ * last read, not the first.  Returns: 1 yes, 0 no, -1 not known
+ */
+static int is_drained(VFIOPCIDevice *vdev)
 {
-    PCIDevice *pdev = PCI_DEVICE(vdev);
+    uint8_t exp = PCI_DEVICE(vdev)->exp.exp_cap;
     uint16_t status;
 
-    for (int i = 0; i < PENDING_TRIES; i++) {
-        off_t at = pdev->exp.exp_cap ? pdev->exp.exp_cap + PCI_EXP_DEVSTA
-                                     : PCI_STATUS;
+    if (!config_rw(vdev, false, exp ? exp + PCI_EXP_DEVSTA : PCI_STATUS,
+                   &status)) {
+        return -1;
+    }
+    return !(exp && (status & PCI_EXP_DEVSTA_TRPND));
+}
 
-        if (!config_rw(vdev, false, at, &status) || !pdev->exp.exp_cap ||
-            !(status & PCI_EXP_DEVSTA_TRPND)) {
-            return;
-        }
+static bool wait_drained(VFIOPCIDevice *vdev, Error **errp)
+{
+    int drained = is_drained(vdev);
+
+    for (int ms = 0; !drained && ms < PENDING_MS; ms++) {
         g_usleep(1000);
+        drained = is_drained(vdev);
+    }
+    if (drained > 0) {
+        return true;
     }
     trace_write_track_pending(vdev->vbasedev.name);
+    if (drained < 0) {
+        error_setg(errp, "%s: its status cannot be read, so the device may"
+                   " write after the last look", vdev->vbasedev.name);
+    } else {
+        error_setg(errp, "%s: transactions are pending %d ms after bus"
+                   " mastering was cleared, so the device may write after the"
+                   " last look", vdev->vbasedev.name, PENDING_MS);
+    }
+    return false;
 }
 
 static bool is_master(VFIOPCIDevice *vdev)
@@ -232,22 +274,31 @@ static bool is_to_be_quiet(WriteTrackQuiesce *q)
            (q->always || write_track_covers(q->tracker));
 }
 
-static bool quiesce(WriteTrackQuiesce *q, Error **errp)
+/* What a guest has begun before it cleared bus mastering counts as well. */
+static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
 {
     VFIOPCIDevice *vdev = q->vdev;
 
-    if (q->cleared || !is_to_be_quiet(q) || !is_master(vdev)) {
+    if (q->cleared && q->drained) {
         return true;
     }
-    if (!set_master(vdev, false)) {
-        error_setg(errp, "%s: bus mastering cannot be cleared, so the device"
-                   " may write after the last look", vdev->vbasedev.name);
-        return false;
+    if (!q->cleared && is_master(vdev)) {
+        if (!set_master(vdev, false)) {
+            error_setg(errp, "%s: bus mastering cannot be cleared, so the"
+                       " device may write after the last look",
+                       vdev->vbasedev.name);
+            return false;
+        }
+        q->cleared = true;
+        trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
     }
-    q->cleared = true;
-    wait_transactions(vdev);
-    trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
-    return true;
+    q->drained = wait_drained(vdev, errp);
+    return q->drained;
+}
+
+static bool quiesce(WriteTrackQuiesce *q, Error **errp)
+{
+    return !is_to_be_quiet(q) || stop_dma(q, errp);
 }
 
 static void quiesce_or_fail(WriteTrackQuiesce *q)
@@ -263,7 +314,7 @@ static void quiesce_or_fail(WriteTrackQuiesce *q)
 static void unquiesce(WriteTrackQuiesce *q)
 {
     if (q->cleared) {
-        q->cleared = false;
+        q->cleared = q->drained = false;
         if (is_master(q->vdev) && !set_master(q->vdev, true)) {
             error_report("%s: cannot let the device write again after a"
                          " migration that was given up",
@@ -304,7 +355,7 @@ void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
 {
     q->vdev = vdev;
     q->tracker = tracker;
-    q->cleared = false;
+    q->cleared = q->drained = false;
     q->always = tracker->source->kind == WRITE_TRACKING_SOURCE_VFIO_USER;
     q->handler = qdev_add_vm_change_state_handler(DEVICE(vdev),
                                                   quiesce_state_change, NULL,
@@ -338,6 +389,7 @@ static void arm(PCITracker *pt)
         return;
     }
     pt->armed = true;
+    pt->quiet = false;
     enable_windows(pt, true);
     write_walk_start(pt->walk);
 }
@@ -381,10 +433,17 @@ static bool source_sync(WriteTracker *t, bool last, Error **errp)
 {
     PCITracker *pt = container_of(t, PCITracker, tracker);
 
-    if (pt->armed) {
-        /* postcopy's last one is not called so, but the VM is stopped */
-        write_walk_sync(pt->walk, last || !runstate_is_running());
+    if (!pt->armed || pt->quiet) {
+        return true;
     }
+    /* postcopy's last one is not called so, but the VM is stopped */
+    last |= !runstate_is_running();
+    if (!is_master(pt->vdev)) {
+        /* it is what was its last one, when all of it has arrived */
+        pt->quiet = is_drained(pt->vdev) > 0;
+        last = true;
+    }
+    write_walk_sync(pt->walk, last);
     return true;
 }
 
@@ -460,6 +519,7 @@ bool write_track_pci_realize(VFIOPCIDevice *vdev, Error **errp)
 void write_track_pci_exit(VFIOPCIDevice *vdev)
 {
     WriteTracker *t = vdev->vbasedev.write_tracker;
+    Error *err = NULL;
     PCITracker *pt;
 
     if (!t || t->source != &source) {
@@ -468,9 +528,10 @@ void write_track_pci_exit(VFIOPCIDevice *vdev)
     pt = container_of(t, PCITracker, tracker);
     if (pt->armed && t->logging) {
         /* a primary that device_del takes away while memory is sent */
-        set_master(vdev, false);
-        wait_transactions(vdev);
-        write_walk_sync(pt->walk, true);
+        if (!stop_dma(&pt->quiesce, &err)) {
+            migration_file_set_error(-EIO, err);
+        }
+        source_sync(t, true, &error_abort);
     }
     disarm(pt);
     migration_remove_notifier(&pt->migration);
@@ -479,6 +540,16 @@ void write_track_pci_exit(VFIOPCIDevice *vdev)
     vdev->vbasedev.write_tracker = NULL;
     g_clear_pointer(&pt->walk, write_walk_free);
     /* the quirk's data: freed when no access can be under way any more */
+}
+
+void write_track_pci_command(VFIOPCIDevice *vdev)
+{
+    WriteTracker *t = vdev->vbasedev.write_tracker;
+
+    /* on and off again between two syncs: it may have written */
+    if (t && t->source == &source && is_master(vdev)) {
+        container_of(t, PCITracker, tracker)->quiet = false;
+    }
 }
 
 static int get_mode(Object *obj, Error **errp)

@@ -32,6 +32,12 @@ bool write_track_pci_realize(VFIOPCIDevice *vdev, Error **errp);
 void write_track_pci_exit(VFIOPCIDevice *vdev);
 
 /**
+ * write_track_pci_command: the guest has written the command register
+ * @vdev: the device; harmless when it has no walker
+ */
+void write_track_pci_command(VFIOPCIDevice *vdev);
+
+/**
  * struct WriteTrackQuiesce: bus mastering of a device whose VM has stopped for
  * the last look at dirty pages
  *
@@ -43,7 +49,8 @@ typedef struct WriteTrackQuiesce {
     VMChangeStateEntry *handler;
     NotifierWithReturn precopy;
     bool always;                /* whether or not it is tracked now */
-    bool cleared;
+    bool cleared;               /* by us, not by the guest */
+    bool drained;               /* nothing was under way after that */
 } WriteTrackQuiesce;
 
 /**
@@ -54,7 +61,8 @@ typedef struct WriteTrackQuiesce {
  * @tracker: its tracker.  A walker's device is concerned only while it is
  *           tracked.
  *
- * Where bus mastering cannot be cleared, the migration or snapshot fails.
+ * Where bus mastering cannot be cleared, or transactions do not end, the
+ * migration or snapshot fails.
  */
 void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
                               WriteTracker *tracker);

@@ -16,10 +16,13 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bitmap.h"
 #include "qemu/error-report.h"
+#include "qemu/rcu.h"
 #include "qemu/timer.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-write-tracking.h"
+#include "exec/ramlist.h"
 #include "exec/target_page.h"
 #include "migration/misc.h"
 #include "migration/qemu-file.h"
@@ -46,15 +49,34 @@ static GArray *removed;
 
 /* ---------------------------------------------------------------- marking */
 
+/* A block of the bitmap at a time; it may grow meanwhile. */
+static uint64_t count_clean(ram_addr_t start, ram_addr_t len)
+{
+    unsigned long page = start >> qemu_target_page_bits();
+    unsigned long end = DIV_ROUND_UP(start + len, qemu_target_page_size());
+    uint64_t clean = end - page;
+    DirtyMemoryBlocks *blocks;
+
+    RCU_READ_LOCK_GUARD();
+    blocks = qatomic_rcu_read(&ram_list.dirty_memory[DIRTY_MEMORY_MIGRATION]);
+    while (page < end) {
+        unsigned long offset = page % DIRTY_MEMORY_BLOCK_SIZE;
+        unsigned long count = MIN(end - page,
+                                  DIRTY_MEMORY_BLOCK_SIZE - offset);
+
+        clean -= bitmap_count_one_with_offset(
+            blocks->blocks[page / DIRTY_MEMORY_BLOCK_SIZE], offset, count);
+        page += count;
+    }
+    return clean;
+}
+
 void write_track_mark_ram(WriteTracker *t, ram_addr_t start, ram_addr_t len)
 {
-    ram_addr_t page = qemu_target_page_size();
-
-    for (ram_addr_t at = start & -page; at < start + len; at += page) {
-        if (!physical_memory_get_dirty_flag(at, DIRTY_MEMORY_MIGRATION)) {
-            t->round.pages++;
-        }
+    if (!len) {
+        return;
     }
+    t->round.pages += count_clean(start, len);
     physical_memory_set_dirty_range(start, len,
                                     tcg_enabled() ? DIRTY_CLIENTS_ALL
                                                   : DIRTY_CLIENTS_NOCODE);

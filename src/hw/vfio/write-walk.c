@@ -97,6 +97,7 @@ typedef struct Slot {
 } Slot;
 
 typedef struct Ring {
+    bool known;                 /* registers were read since it was dropped */
     bool valid;                 /* registers and slots were read */
     bool lost;                  /* not understood: everything may be written */
     uint64_t base;
@@ -422,6 +423,7 @@ static void load_rx(WriteWalk *w, unsigned q)
         give_up(w, r, "registers cannot be read");
         return;
     }
+    r->known = true;
     r->entries = r->len / r->layout.desc_size;
     if (!r->entries) {
         return;
@@ -561,12 +563,21 @@ static void load_tx(WriteWalk *w, unsigned q)
         give_up(w, r, "registers cannot be read");
         return;
     }
+    r->known = true;
     r->valid = r->len;
     r->head_wb = lo & 1 ? (uint64_t)hi << 32 | (lo & ~3u) : 0;
 }
 
+static void mark_if_lost(WriteWalk *w, Ring *r)
+{
+    if (r->lost) {
+        w->io->mark_all(w->opaque, "a ring is not understood");
+    }
+}
+
 static void sync_tx(WriteWalk *w, unsigned q)
 {
+    mark_if_lost(w, &w->tx[q]);
     /* what it was, in case a reset changed it, and what it is */
     mark_tx(w, &w->tx[q]);
     load_tx(w, q);
@@ -594,6 +605,7 @@ static void rx_moves(WriteWalk *w, unsigned q)
     if (!w->rx[q].valid && !w->rx[q].lost) {
         load_rx(w, q);
     }
+    mark_if_lost(w, &w->rx[q]);
     mark_rx(w, &w->rx[q]);
     ring_drop(&w->rx[q]);
 }
@@ -615,6 +627,7 @@ static void rx_changes(WriteWalk *w, unsigned q, uint32_t reg, uint32_t val)
     w->next_val = val;
     load_rx(w, q);
     w->next_reg = NO_REG;
+    mark_if_lost(w, &old);
     mark_rx(w, &old);
     ring_drop(&old);
 }
@@ -701,11 +714,40 @@ void write_walk_write(WriteWalk *w, uint32_t reg, uint64_t val, unsigned size)
     }
 }
 
+/*
+ * The guest has turned the decoding of accesses off, and the device goes on
+ * with the rings that it had.  Every tail write up to then was seen, so what it
+ * may write is what is known of them; how far it got is not.
+ */
+static bool is_hidden(WriteWalk *w)
+{
+    uint32_t val;
+
+    return !w->io->decodes(w->opaque) && !rx_reg(w, 0, QUEUE_BASE_LO, &val);
+}
+
+static void sync_hidden(WriteWalk *w, Ring *r,
+                        void (*mark)(WriteWalk *w, Ring *r))
+{
+    if (r->lost || !r->known) {
+        w->io->mark_all(w->opaque, "registers cannot be read");
+    } else {
+        mark(w, r);
+    }
+}
+
 void write_walk_sync(WriteWalk *w, bool last)
 {
+    bool hidden = w->started && is_hidden(w);
+
     for (unsigned q = 0; w->started && q < w->model->queues; q++) {
-        sync_rx(w, q, last);
-        sync_tx(w, q);
+        if (hidden) {
+            sync_hidden(w, &w->rx[q], mark_rx);
+            sync_hidden(w, &w->tx[q], mark_tx);
+        } else {
+            sync_rx(w, q, last);
+            sync_tx(w, q);
+        }
     }
 }
 

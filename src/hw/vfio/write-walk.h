@@ -40,6 +40,11 @@ typedef struct WriteWalkIO {
      * not answer.
      */
     bool (*read_reg)(void *opaque, uint32_t reg, uint32_t *val);
+    /*
+     * Has the guest left the registers reachable?  When it has not, and they
+     * do not answer, nobody changes them: they count as they were read last.
+     */
+    bool (*decodes)(void *opaque);
     /* Read @len bytes at the device's address @addr; false: not all is RAM. */
     bool (*read_mem)(void *opaque, uint64_t addr, void *buf, uint32_t len);
     /* The device has written, or may have, @len bytes at @addr. */
