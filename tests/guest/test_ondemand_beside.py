@@ -217,8 +217,9 @@ class Beside(unittest.TestCase):
             source.cmd('migrate-set-parameters', **{'max-bandwidth': MIB})
             resident = source.counters()['resident-bytes']
             source.cmd('migrate', uri=uri)
-            source.wait(lambda: source.cmd('query-migrate').get('ram', {})
-                        .get('transferred', 0) > 0, 'it is being written')
+            # stopped for its state and for the protection of its memory
+            self.assertIsNotNone(source.vm.event_wait('STOP', 60))
+            self.assertIsNotNone(source.vm.event_wait('RESUME', 60))
             expect = bytes(self.expect)
             for at in range(0, MIB, 3 * GRANULE):
                 self.change(source, at, 0x77)
