@@ -79,7 +79,7 @@ class Pair:
         self.queue = self.machine.queues[PORT_OUT if self.out else PORT_IN]
         return self
 
-    def connect(self, wrapper=(), every=1 << 30, count=1 << 30):
+    def connect(self, wrapper=(), every=1 << 30, count=1 << 20):
         """Start the peer, if there is one; it ends after count * every."""
         if not self.peer_way:
             return

@@ -315,10 +315,13 @@ class Lab:
         """Say why the emulated machine was switched off or reset."""
         if 'Triple fault' in self._log('cpu'):
             return f'a triple fault in the emulated host: {self.folder}/cpu.log'
+        return self.panic() or ('the emulated host went off: '
+                                f'{self.folder}/console.log')
+
+    def panic(self):
+        """Return what the kernel of the emulated host died of, or None."""
         found = PANIC.search(self._log('console'))
-        if found:
-            return f'the kernel of the emulated host: {found.group(1)}'
-        return f'the emulated host went off: {self.folder}/console.log'
+        return found and f'the kernel of the emulated host: {found.group(1)}'
 
     def _log(self, name):
         path = self.folder / f'{name}.log'

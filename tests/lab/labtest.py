@@ -11,8 +11,8 @@
 A test or class under @long_test runs with HOTPATH_LONG=1 only.
 
 A test that finds the emulated host itself hung (LabHung: its kernel reports a
-stall, or its agent is silent) is run once more on a new one; that is counted
-and told.  Nothing else is repeated.
+stall or panics, or its agent is silent) is run once more on a new one; that is
+counted and told.  Nothing else is repeated.
 """
 import atexit
 import contextlib
@@ -101,15 +101,23 @@ def time_limit(limit_s=TEST_LIMIT_S):
 
 
 def bounded(method):
-    """Give a test its time limit, and a second try when the host hung."""
+    """Give a test, or a round of one, its time limit and a second try when the
+    emulated host hung or its kernel panicked: that says nothing of the test.
+    """
     @functools.wraps(method)
-    def wrapper(self):
+    def wrapper(self, *args):
         try:
             with time_limit(self.limit_s):
-                method(self)
+                method(self, *args)
             return
         except LabHung as hung:
             why = str(hung)
+        except unittest.SkipTest:
+            raise
+        except Exception:
+            why = self.lab.panic()
+            if not why:
+                raise
         self.doCleanups()
         note(f'{self.id()}: the emulated host hung ({why}), the test was run '
              'once more')
@@ -117,7 +125,7 @@ def bounded(method):
         self.lab.__enter__()
         try:
             with time_limit(self.limit_s):
-                method(self)
+                method(self, *args)
         except LabHung as again:
             raise LabError(f'the emulated host hung twice: {again}') from None
     return wrapper

@@ -61,15 +61,15 @@ class Hang(labtest.LabTest):
         self.assertIn('its QEMU has ended before "DONE"', report)
         self.assertRegex(report, 'SHUTDOWN .*guest-reset')
 
-    def test_emulated_host(self):
-        """It is started again once, and that is counted and told."""
+    def check_once_more(self, crash):
+        """What @crash does to the emulated host is counted and told."""
         notes, tries = [], []
         retries = self.lab.retries
 
         def crash_once(test):
             tries.append(test)
             if len(tries) == 1:
-                test.lab.run('echo c >/proc/sysrq-trigger')
+                crash()
 
         with mock.patch.object(labtest, 'note', notes.append):
             labtest.bounded(crash_once)(self)
@@ -77,6 +77,21 @@ class Hang(labtest.LabTest):
         self.assertEqual(self.lab.retries, retries + 1)
         self.assertRegex(notes[0], 'the emulated host hung .*sysrq')
         self.assertEqual(self.lab.run('echo alive'), 'alive')
+
+    def test_emulated_host(self):
+        """It is started again once."""
+        self.check_once_more(
+            lambda: self.lab.run('echo c >/proc/sysrq-trigger'))
+
+    @labtest.long_test('test_emulated_host is the same for the agent')
+    def test_emulated_host_in_a_client(self):
+        """A client of an inner QEMU may be the one that notices."""
+        def crash():
+            try:
+                self.lab.run('echo c >/proc/sysrq-trigger')
+            except labtest.LabHung:
+                raise ConnectionError('disconnected') from None
+        self.check_once_more(crash)
 
 
 if __name__ == '__main__':
