@@ -546,6 +546,10 @@ class LabGuest(GuestProtocol):
         self.vm = bounded_qmp(qmp, self._no_answer)
         self.vm.connect()
 
+    def fail(self, why):
+        """Fail, and report what can be known of the guest."""
+        self._fail(why)
+
     def _fail(self, why):
         self.lab.check_stalled()
         raise GuestFailure(
