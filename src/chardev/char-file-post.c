@@ -49,6 +49,12 @@ static CharFilePost *ref_post(CharFilePost *p)
     return p;
 }
 
+/* A server that is slow to take what is written is so with this, too. */
+static void close_file(void *opaque)
+{
+    close(GPOINTER_TO_INT(opaque));
+}
+
 static void unref_post(CharFilePost *p)
 {
     if (qatomic_fetch_dec(&p->refs) > 1) {
@@ -57,7 +63,8 @@ static void unref_post(CharFilePost *p)
     qemu_cond_destroy(&p->ended);
     qemu_mutex_destroy(&p->lock);
     event_notifier_cleanup(&p->room);
-    close(p->fd);
+    /* without a thread it stays open: nobody waits here */
+    async_pool_submit(close_file, GINT_TO_POINTER(p->fd));
     g_free(p);
 }
 

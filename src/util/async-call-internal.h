@@ -13,7 +13,8 @@
  * async_pool_totals: read levels
  * @jobs: functions that run
  * @threads: threads there are
+ * @refused: functions that no thread was free for, since the start
  */
-void async_pool_totals(uint64_t *jobs, uint64_t *threads);
+void async_pool_totals(uint64_t *jobs, uint64_t *threads, uint64_t *refused);
 
 #endif

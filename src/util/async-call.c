@@ -73,7 +73,6 @@ static QTAILQ_HEAD(, AsyncCall) all_parked =
     QTAILQ_HEAD_INITIALIZER(all_parked);
 static unsigned parked_now;
 static unsigned parked_peak;
-static uint64_t jobs_refused;
 
 static QemuMutex wake_lock;
 static QemuCond wake_cond;      /* something became ready */
@@ -276,7 +275,6 @@ int coroutine_fn async_call_blocking(AsyncCall *call, int64_t timeout_ns,
     call->job = job;
     if (!async_pool_submit(run_blocking_job, job)) {
         call->job = NULL;
-        jobs_refused++;
         if (destroy) {
             destroy(opaque);
         }
@@ -436,6 +434,5 @@ void async_call_totals(AsyncCallTotals *totals)
 {
     totals->parked = parked_now;
     totals->parked_peak = parked_peak;
-    totals->jobs_refused = jobs_refused;
-    async_pool_totals(&totals->jobs, &totals->threads);
+    async_pool_totals(&totals->jobs, &totals->threads, &totals->jobs_refused);
 }

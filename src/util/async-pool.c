@@ -34,6 +34,7 @@ static QSIMPLEQ_HEAD(, AsyncJob) pool_queue =
     QSIMPLEQ_HEAD_INITIALIZER(pool_queue);
 static unsigned pool_jobs;
 static unsigned pool_threads;
+static uint64_t pool_refused;
 
 static void __attribute__((constructor)) pool_init(void)
 {
@@ -101,10 +102,9 @@ bool async_pool_submit(AsyncJobFunc *func, void *opaque)
     AsyncJob *job;
 
     QEMU_LOCK_GUARD(&pool_lock);
-    if (pool_jobs == ASYNC_CALL_MAX_JOBS) {
-        return false;
-    }
-    if (pool_jobs == pool_threads && !start_thread()) {
+    if (pool_jobs == ASYNC_CALL_MAX_JOBS ||
+        (pool_jobs == pool_threads && !start_thread())) {
+        pool_refused++;
         return false;
     }
     pool_jobs++;
@@ -116,9 +116,10 @@ bool async_pool_submit(AsyncJobFunc *func, void *opaque)
     return true;
 }
 
-void async_pool_totals(uint64_t *jobs, uint64_t *threads)
+void async_pool_totals(uint64_t *jobs, uint64_t *threads, uint64_t *refused)
 {
     QEMU_LOCK_GUARD(&pool_lock);
     *jobs = pool_jobs;
     *threads = pool_threads;
+    *refused = pool_refused;
 }

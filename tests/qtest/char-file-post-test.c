@@ -131,16 +131,39 @@ static void test_slow(void)
     test_free(&t);
 }
 
-/* It never answers: QEMU ends all the same. */
+/*
+ * It never answers: QEMU ends all the same, by itself.  Nor does a close() that
+ * hands over what was written return.
+ */
 static void test_dead(void)
+{
+    for (unsigned count = 0; count <= MANY; count += MANY) {
+        Test t;
+
+        test_start(&t, "on");
+        gate_close(&t);
+        write_bytes(&t, count);
+        qtest_quit(t.qts);
+        g_assert_cmpuint(check_file(&t), ==, 0);
+        test_free(&t);
+    }
+}
+
+/* Nor does the VM stop when one is removed. */
+static void test_dead_removed(void)
 {
     Test t;
 
     test_start(&t, "on");
+    qtest_qmp_assert_success(t.qts,
+        "{'execute': 'chardev-add', 'arguments': {'id': 'x', 'backend': {"
+        "'type': 'file', 'data': {'out': %s, 'posted-writes': true}}}}",
+        t.path);
     gate_close(&t);
     write_bytes(&t, MANY);
+    qtest_qmp_assert_success(t.qts, "{'execute': 'chardev-remove', "
+                             "'arguments': {'id': 'x'}}");
     qtest_quit(t.qts);
-    g_assert_cmpuint(check_file(&t), ==, 0);
     test_free(&t);
 }
 
@@ -156,5 +179,6 @@ int main(int argc, char **argv)
     qtest_add_func("/char-file-post/end", test_end);
     qtest_add_func("/char-file-post/slow", test_slow);
     qtest_add_func("/char-file-post/dead", test_dead);
+    qtest_add_func("/char-file-post/dead-removed", test_dead_removed);
     return g_test_run();
 }

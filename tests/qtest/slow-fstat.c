@@ -6,9 +6,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * SLOW_FSTAT=GATE: while the file GATE exists, fstat() of a file whose name
- * ends in ".slow", and write() to it, do not return; while GATE.threads exists,
- * they do in the main thread only.  Each that waits adds a byte to
- * GATE.waiting.
+ * ends in ".slow", write() to it, and close() of it, do not return; while
+ * GATE.threads exists, they do in the main thread only.  Each that waits adds a
+ * byte to GATE.waiting.
  */
 
 #include <dlfcn.h>
@@ -94,6 +94,17 @@ ssize_t write(int fd, const void *buf, size_t count)
     }
     wait_if_slow(fd);
     return real(fd, buf, count);
+}
+
+int close(int fd)
+{
+    static int (*real)(int);
+
+    if (!real) {
+        real = dlsym(RTLD_NEXT, "close");
+    }
+    wait_if_slow(fd);
+    return real(fd);
 }
 
 ssize_t writev(int fd, const struct iovec *iov, int count)

@@ -73,6 +73,34 @@ void qemu_del_vm_change_state_handler(VMChangeStateEntry *e)
 {
 }
 
+/* A chardev whose first writes fail */
+#define TYPE_FAILING "chardev-failing"
+
+static unsigned failing;
+static unsigned failing_got;
+
+static int failing_write(Chardev *chr, const uint8_t *buf, int len)
+{
+    if (failing) {
+        failing--;
+        errno = ENOSPC;
+        return -1;
+    }
+    failing_got += len;
+    return len;
+}
+
+static void failing_class_init(ObjectClass *oc, const void *data)
+{
+    CHARDEV_CLASS(oc)->chr_write = failing_write;
+}
+
+static const TypeInfo failing_type = {
+    .name = TYPE_FAILING,
+    .parent = TYPE_CHARDEV,
+    .class_init = failing_class_init,
+};
+
 /*
  * Helpers
  */
@@ -287,6 +315,45 @@ static void test_hub_loaded_room(void)
     test_end_hub(&t);
 }
 
+/* What a device does when it is told: it writes again, and not too early. */
+static struct {
+    bool writing;
+    unsigned calls;
+} told;
+
+static void write_again(CharPost *post)
+{
+    g_assert_false(told.writing);
+    g_assert_true(runstate_is_running());
+    told.calls++;
+}
+
+static void post_told(Test *t, unsigned count)
+{
+    told.writing = true;
+    post(t, count);
+    told.writing = false;
+}
+
+/* A disk that is full for one write does not cost what waits behind it. */
+static void test_error_once(void)
+{
+    Test t = { };
+    uint8_t data[4096] = { };
+
+    alarm(LIMIT_S);
+    failing = 1;
+    test_start(&t, qemu_chardev_new("f", TYPE_FAILING, NULL, NULL,
+                                    &error_abort));
+    fifo8_push_all(&t.post.fifo, data, sizeof(data));
+    vm_changed(&t.post, true, RUN_STATE_RUNNING);
+    g_assert_cmpuint(waiting(&t), ==, 0);
+    g_assert_cmpuint(failing_got, ==, sizeof(data) - 512);
+    char_post_unrealize(&t.post);
+    qemu_chr_fe_deinit(&t.fe, true);
+    alarm(0);
+}
+
 static void connect_reader(Test *t, const char *path)
 {
     Reader *r = &t->readers[0];
@@ -347,12 +414,60 @@ static void test_reader_gone(void)
     alarm(0);
 }
 
+/* Nobody is told from within a write, and nobody while the VM is stopped. */
+static void test_emptied(void)
+{
+    g_autofree char *dir = g_dir_make_tmp("char-post-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "socket", NULL);
+    g_autofree char *text = g_strdup_printf("socket,id=e,path=%s,server=on,"
+                                            "wait=off", path);
+    Test t = { .num_readers = 1 };
+
+    alarm(LIMIT_S);
+    test_start(&t, new_chardev(text));
+    connect_reader(&t, path);
+    t.post.emptied = write_again;
+    told.calls = 0;
+
+    /* the main loop writes the last of it */
+    while (!waiting(&t)) {
+        post_told(&t, 1024);
+    }
+    g_assert_cmpuint(told.calls, ==, 0);
+    read_rest(&t);
+    g_assert_cmpuint(told.calls, ==, 1);
+
+    /* a write does, which finds no room: the reader has gone */
+    while (fifo8_num_free(&t.post.fifo) > 1024) {
+        post_told(&t, 1024);
+    }
+    close(t.readers[0].fd);
+    post_told(&t, 2048);
+    g_assert_cmpuint(waiting(&t), ==, 0);
+    g_assert_cmpuint(told.calls, ==, 1);
+    running = false;
+    vm_changed(&t.post, false, RUN_STATE_PAUSED);
+    run_loop();
+    g_assert_cmpuint(told.calls, ==, 1);
+    running = true;
+    vm_changed(&t.post, true, RUN_STATE_RUNNING);
+    run_loop();
+    g_assert_cmpuint(told.calls, ==, 2);
+
+    char_post_unrealize(&t.post);
+    qemu_chr_fe_deinit(&t.fe, true);
+    unlink(path);
+    rmdir(dir);
+    alarm(0);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     signal(SIGPIPE, SIG_IGN);
     qemu_init_main_loop(&error_abort);
     module_call_init(MODULE_INIT_QOM);
+    type_register_static(&failing_type);
     qemu_add_opts(&qemu_chardev_opts);
     g_main_context_set_poll_func(NULL, poll_and_look);
 
@@ -361,5 +476,7 @@ int main(int argc, char **argv)
     g_test_add_func("/char-post/hub/loaded", test_hub_loaded);
     g_test_add_func("/char-post/hub/loaded-room", test_hub_loaded_room);
     g_test_add_func("/char-post/reader-gone", test_reader_gone);
+    g_test_add_func("/char-post/emptied", test_emptied);
+    g_test_add_func("/char-post/error-once", test_error_once);
     return g_test_run();
 }

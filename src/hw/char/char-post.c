@@ -20,12 +20,38 @@
 #include "system/replay.h"
 #include "trace.h"
 
+/* What is given up with an error, at most */
+#define LOST_BYTES 512
+
 /* inlined: written at once; parked: waited; refused: the vCPU waited */
 static AsyncCallSite post_site = { .name = "chardev" };
+
+/* Nothing waits any more */
+static void ring_bell(CharPost *post)
+{
+    trace_char_post_empty();
+    if (post->emptied) {
+        post->bell = true;
+        qemu_bh_schedule(post->emptied_bh);
+    }
+}
+
+/* What it calls writes guest memory, so not while the VM is stopped. */
+static void answer_bell(void *opaque)
+{
+    CharPost *post = opaque;
+
+    if (post->bell && runstate_is_running()) {
+        post->bell = false;
+        post->emptied(post);
+    }
+}
 
 static void block_until_written(CharPost *post, CharFrontend *fe,
                                 const uint8_t *buf, int len)
 {
+    bool waited = !fifo8_is_empty(&post->fifo);
+
     while (!fifo8_is_empty(&post->fifo)) {
         uint32_t waiting;
         const uint8_t *data = fifo8_pop_bufptr(&post->fifo,
@@ -39,9 +65,9 @@ static void block_until_written(CharPost *post, CharFrontend *fe,
         /* nothing waits; and the reader may have gone, with its descriptor */
         g_source_remove(post->watch);
         post->watch = 0;
-        if (post->emptied) {
-            post->emptied(post);
-        }
+    }
+    if (waited) {
+        ring_bell(post);
     }
 }
 
@@ -60,9 +86,10 @@ static bool write_some(CharPost *post)
     if (ret == 0 || errno == EAGAIN) {
         return false;
     }
-    /* qemu_chr_fe_write_all() gives up then, too */
-    trace_char_post_lost(fifo8_num_used(&post->fifo), errno);
-    fifo8_reset(&post->fifo);
+    /* qemu_chr_fe_write_all() gives a piece up then, too; a disk may be full */
+    len = MIN(len, LOST_BYTES);
+    trace_char_post_lost(len, errno);
+    fifo8_drop(&post->fifo, len);
     return true;
 }
 
@@ -74,10 +101,7 @@ static bool write_what_waits(CharPost *post)
             return false;
         }
     }
-    trace_char_post_empty();
-    if (post->emptied) {
-        post->emptied(post);
-    }
+    ring_bell(post);
     return true;
 }
 
@@ -126,6 +150,9 @@ static void vm_state_changed(void *opaque, bool running, RunState state)
 
     if (running) {
         start_watch(post);
+        if (post->bell) {
+            qemu_bh_schedule(post->emptied_bh);
+        }
     } else if (post->watch) {
         g_source_remove(post->watch);
         post->watch = 0;
@@ -145,6 +172,7 @@ bool char_post_realize(CharPost *post, CharFrontend *fe, const char *type,
     }
     post->fe = fe;
     fifo8_create(&post->fifo, CHAR_POST_BYTES);
+    post->emptied_bh = qemu_bh_new(answer_bell, post);
     post->vm_state = qemu_add_vm_change_state_handler(vm_state_changed, post);
     async_call_show_site(&post_site);
     return true;
@@ -161,6 +189,8 @@ void char_post_unrealize(CharPost *post)
     }
     qemu_del_vm_change_state_handler(post->vm_state);
     post->vm_state = NULL;
+    qemu_bh_delete(post->emptied_bh);
+    post->emptied_bh = NULL;
     fifo8_destroy(&post->fifo);
 }
 
@@ -168,6 +198,7 @@ void char_post_reset(CharPost *post, ResetType type)
 {
     if (post->on && type == RESET_TYPE_SNAPSHOT_LOAD) {
         fifo8_reset(&post->fifo);
+        post->bell = false;
     }
 }
 
@@ -220,16 +251,28 @@ bool char_post_needed(CharPost *post)
     return post->on && !fifo8_is_empty(&post->fifo);
 }
 
-/* The stream is not trusted: Fifo8 would use these as they come. */
+static int pre_save(void *opaque)
+{
+    CharPost *post = opaque;
+
+    post->in_head = post->fifo.head;
+    post->in_num = post->fifo.num;
+    return 0;
+}
+
+/*
+ * The stream is not trusted: Fifo8 would use these as they come, also those of
+ * a stream that ends too soon.
+ */
 static int post_load(void *opaque, int version_id)
 {
     CharPost *post = opaque;
 
-    if (post->fifo.head >= CHAR_POST_BYTES ||
-        post->fifo.num > CHAR_POST_BYTES) {
-        fifo8_reset(&post->fifo);
+    if (post->in_head >= CHAR_POST_BYTES || post->in_num > CHAR_POST_BYTES) {
         return -EINVAL;
     }
+    post->fifo.head = post->in_head;
+    post->fifo.num = post->in_num;
     return 0;
 }
 
@@ -242,6 +285,7 @@ static bool pre_load(void *opaque, Error **errp)
                    "'posted-writes' must be on here, too");
         return false;
     }
+    fifo8_reset(&post->fifo);
     return true;
 }
 
@@ -250,10 +294,11 @@ const VMStateDescription vmstate_char_post = {
     .version_id = 1,
     .minimum_version_id = 1,
     .pre_load_errp = pre_load,
+    .pre_save = pre_save,
     .post_load = post_load,
     .fields = (const VMStateField[]) {
-        VMSTATE_UINT32(fifo.head, CharPost),
-        VMSTATE_UINT32(fifo.num, CharPost),
+        VMSTATE_UINT32(in_head, CharPost),
+        VMSTATE_UINT32(in_num, CharPost),
         VMSTATE_BUFFER_POINTER_UNSAFE(fifo.data, CharPost, 0, CHAR_POST_BYTES),
         VMSTATE_END_OF_LIST()
     },

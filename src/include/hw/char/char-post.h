@@ -22,7 +22,12 @@
  * struct CharPost: output of a device that its reader has not taken yet
  * @on: the device's property ``posted-writes``
  * @fifo: what waits; state of the device
- * @emptied: called when nothing waits any more, or NULL; by the device
+ * @emptied: called by the main loop when nothing waits any more, while the VM
+ *           runs, or NULL; by the device
+ * @bell: that nothing waits any more is to be told
+ *
+ * It is never called from within char_post_write(): a device may come back with
+ * another write.
  *
  * Protected by the BQL.  Zero is a valid state: off.
  */
@@ -31,7 +36,12 @@ typedef struct CharPost {
     CharFrontend *fe;
     Fifo8 fifo;
     void (*emptied)(struct CharPost *post);
+    QEMUBH *emptied_bh;
+    bool bell;
     guint watch;
+    /* of an incoming FIFO, not looked at yet */
+    uint32_t in_head;
+    uint32_t in_num;
     VMChangeStateEntry *vm_state;
 } CharPost;
 
@@ -67,8 +77,8 @@ void char_post_reset(CharPost *post, ResetType type);
  * @post: on or off
  * @len: bytes to be written
  *
- * For devices that can tell their guest to come again.  When @emptied is called
- * it is false.  Always false when @post is off.
+ * For devices that can tell their guest to come again.  After it was true,
+ * @emptied is called.  Always false when @post is off.
  *
  * Returns: true if char_post_write() would wait for what waits already.
  */
