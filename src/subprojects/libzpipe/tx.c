@@ -24,7 +24,7 @@
  * So much of the copy memory is in use by requests: their bytes stay where they
  * are, so more would only drive what is copied out of the caches.
  */
-#define COPY_AHEAD      (256u << 10)
+#define COPY_AHEAD      (512u << 10)
 
 /* What became of an attempt to send a piece in some way. */
 enum attempt { SENT, IMPOSSIBLE, MUST_WAIT };
