@@ -30,6 +30,7 @@
 
 static QTAILQ_HEAD(, FailoverLate) pairs = QTAILQ_HEAD_INITIALIZER(pairs);
 static unsigned nr_pairs;       /* changed with the BQL, read without */
+static bool waits;              /* atomic */
 
 static const char *const unplug_names[] = {
     [FAILOVER_UNPLUG_EARLY] = "early",
@@ -102,14 +103,11 @@ static bool request(FailoverLate *late)
     return true;
 }
 
-/* Has this pair's device gone? */
-static bool ready(FailoverLate *late)
+/* Has this pair's device gone, whose guest was asked? */
+static bool has_gone(FailoverLate *late)
 {
     Error *err = NULL;
 
-    if (!late->requested && !request(late)) {
-        return false;
-    }
     if (!late->pending(late)) {
         return true;
     }
@@ -120,6 +118,11 @@ static bool ready(FailoverLate *late)
         fail(late, err);
     }
     return false;
+}
+
+static bool ready(FailoverLate *late)
+{
+    return (late->requested || request(late)) && has_gone(late);
 }
 
 /* Neither cancelled nor failed, here or in the stream. */
@@ -162,6 +165,21 @@ bool failover_late_ready(void)
     return all;
 }
 
+void failover_late_check(void)
+{
+    FailoverLate *late;
+
+    if (!qatomic_read(&nr_pairs) || !is_going_on()) {
+        return;
+    }
+    BQL_LOCK_GUARD();
+    QTAILQ_FOREACH(late, &pairs, next) {
+        if (late->requested) {
+            has_gone(late);
+        }
+    }
+}
+
 static bool any_pending(void)
 {
     FailoverLate *late;
@@ -185,7 +203,14 @@ void failover_late_wait(void)
     if (!qatomic_read(&nr_pairs)) {
         return;
     }
+    qatomic_set(&waits, true);
     while (any_pending()) {
         g_usleep(POLL_MS * 1000);
     }
+    qatomic_set(&waits, false);
+}
+
+bool failover_late_waits(void)
+{
+    return qatomic_read(&waits);
 }

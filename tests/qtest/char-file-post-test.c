@@ -53,6 +53,7 @@ static void test_start(Test *t, const char *property)
     t->gate = g_build_filename(t->dir, "gate", NULL);
     t->path = g_build_filename(t->dir, "out.slow", NULL);
     g_setenv("SLOW_FSTAT", t->gate, true);
+    g_setenv("SLOW_CLOSE", "", true);
     g_setenv("LD_PRELOAD", shim, true);
     g_setenv("ASAN_OPTIONS", asan, true);
     t->qts = qtest_initf("-machine pc -nodefaults -m 16 "

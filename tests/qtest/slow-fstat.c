@@ -6,9 +6,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * SLOW_FSTAT=GATE: while the file GATE exists, fstat() of a file whose name
- * ends in ".slow", write() to it, and close() of it, do not return; while
- * GATE.threads exists, they do in the main thread only.  Each that waits adds a
- * byte to GATE.waiting.
+ * ends in ".slow", and write() to it, do not return; with SLOW_CLOSE, close()
+ * of it does not, either; while GATE.threads exists, they do in the main thread
+ * only.  Each that waits adds a byte to GATE.waiting.
  */
 
 #include <dlfcn.h>
@@ -103,7 +103,9 @@ int close(int fd)
     if (!real) {
         real = dlsym(RTLD_NEXT, "close");
     }
-    wait_if_slow(fd);
+    if (getenv("SLOW_CLOSE")) {
+        wait_if_slow(fd);
+    }
     return real(fd);
 }
 

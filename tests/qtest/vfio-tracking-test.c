@@ -712,6 +712,7 @@ typedef struct Pair {
 static const char *pair_uri;    /* instead of a file */
 static unsigned pair_bandwidth; /* for the switchover; 0: as measured */
 static const char *pair_options = "";   /* of the fake */
+static const char *pair_tracking = "igb";
 
 static void pair_migrate(Pair *p)
 {
@@ -747,8 +748,9 @@ static void pair_start(Pair *p, unsigned timeout_ms)
         "-device pcie-root-port,id=root1,addr=2.0,chassis=2 "
         "-device virtio-net,bus=root0,id=standby0,failover=on,romfile=,"
         "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
-    args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=igb,"
-                           "failover_pair_id=standby0", p->base, vf);
+    args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=%s,"
+                           "failover_pair_id=standby0", p->base, vf,
+                           pair_tracking);
     fake_vfio(pair_options);
     tracked_vm_start(&p->vm, 0, args);
     p->net = negotiate_standby(&p->vm);
@@ -780,7 +782,7 @@ static void eject(Pair *p)
     qtest_outl(p->vm.qts, ACPI_PCIHP_ADDR_ICH9 + PCI_EJ_BASE, 1);
 }
 
-static void test_late(void)
+static void check_late(void)
 {
     g_autofree char *incoming = NULL;
     TrackedVM dst;
@@ -809,6 +811,24 @@ static void test_late(void)
     g_assert_cmpint(missed, ==, 0);
     tracked_vm_stop(&dst);
     pair_stop(&p);
+}
+
+static void test_late(void)
+{
+    check_late();
+}
+
+/*
+ * Nothing tracks the card, and all that is pinned is few enough to be sent: what
+ * the sync before the request has marked is sent after the eject.
+ */
+static void test_late_untracked(void)
+{
+    pair_tracking = "off";
+    pair_bandwidth = INT_MAX;
+    check_late();
+    pair_tracking = "igb";
+    pair_bandwidth = 0;
 }
 
 /* The rest of a migration whose guest is about to be asked. */
@@ -994,6 +1014,46 @@ static void test_late_break(gconstpointer opaque)
         complete(&p);
     } else {
         assert_plugged(&p);
+    }
+    pair_stop(&p);
+}
+
+static bool try_migrate(Pair *p, const char *expected)
+{
+    g_autofree char *uri = g_strdup_printf("file:%s", stream);
+    QDict *rsp = qtest_qmp(p->vm.qts, "{ 'execute': 'migrate', 'arguments': {"
+                                      "  'uri': %s } }", uri);
+    QDict *error = qdict_get_qdict(rsp, "error");
+    bool done = !error;
+
+    if (error) {
+        g_assert_nonnull(strstr(qdict_get_str(error, "desc"), expected));
+    }
+    qobject_unref(rsp);
+    return done;
+}
+
+/* A migration has failed, and waits for the guest: no other one can begin. */
+static void test_late_retry(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/sink", dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+    g_autofree char *why = NULL;
+    Sink sink;
+    Pair p;
+
+    sink_start(&sink, path);
+    pair_uri = uri;
+    pair_start(&p, 120000);
+    pair_uri = NULL;
+    wait_request(&p);
+    sink_break(&sink);
+    g_unlink(path);
+    why = tracked_vm_push_to_failure(&p.vm);
+    g_assert_false(try_migrate(&p, "There's a migration process in progress"));
+    eject(&p);
+    while (!try_migrate(&p, "")) {
+        g_usleep(10 * 1000);
     }
     pair_stop(&p);
 }
@@ -1529,6 +1589,8 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/walker/unknown", test_walker_unknown);
     qtest_add_func("/vfio-tracking/walker/snapshot", test_walker_snapshot);
     qtest_add_func("/vfio-tracking/late/unplug", test_late);
+    qtest_add_func("/vfio-tracking/late/untracked", test_late_untracked);
+    qtest_add_func("/vfio-tracking/late/retry", test_late_retry);
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);

@@ -240,9 +240,12 @@ static int is_drained(VFIOPCIDevice *vdev)
 
 static bool wait_drained(VFIOPCIDevice *vdev, Error **errp)
 {
+    int64_t start = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     int drained = is_drained(vdev);
 
-    for (int ms = 0; !drained && ms < PENDING_MS; ms++) {
+    /* a look may be a message to a server that takes its time */
+    while (!drained &&
+           qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - start < PENDING_MS) {
         g_usleep(1000);
         drained = is_drained(vdev);
     }
@@ -282,6 +285,11 @@ static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
     if (q->cleared && q->drained) {
         return true;
     }
+    if (q->failed) {
+        error_setg(errp, "%s: it did not stop writing",
+                   vdev->vbasedev.name);
+        return false;
+    }
     if (!q->cleared && is_master(vdev)) {
         if (!set_master(vdev, false)) {
             error_setg(errp, "%s: bus mastering cannot be cleared, so the"
@@ -293,6 +301,7 @@ static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
         trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
     }
     q->drained = wait_drained(vdev, errp);
+    q->failed = !q->drained;
     return q->drained;
 }
 
@@ -313,6 +322,7 @@ static void quiesce_or_fail(WriteTrackQuiesce *q)
 /* If it was reset meanwhile, the guest has to enable it again. */
 static void unquiesce(WriteTrackQuiesce *q)
 {
+    q->failed = false;
     if (q->cleared) {
         q->cleared = q->drained = false;
         if (is_master(q->vdev) && !set_master(q->vdev, true)) {
@@ -355,7 +365,7 @@ void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
 {
     q->vdev = vdev;
     q->tracker = tracker;
-    q->cleared = q->drained = false;
+    q->cleared = q->drained = q->failed = false;
     q->always = tracker->source->kind == WRITE_TRACKING_SOURCE_VFIO_USER;
     q->handler = qdev_add_vm_change_state_handler(DEVICE(vdev),
                                                   quiesce_state_change, NULL,

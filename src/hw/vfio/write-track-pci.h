@@ -51,6 +51,7 @@ typedef struct WriteTrackQuiesce {
     bool always;                /* whether or not it is tracked now */
     bool cleared;               /* by us, not by the guest */
     bool drained;               /* nothing was under way after that */
+    bool failed;                /* to be that; it is not waited for again */
 } WriteTrackQuiesce;
 
 /**

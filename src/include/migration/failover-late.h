@@ -66,6 +66,15 @@ void failover_late_del(FailoverLate *late);
 bool failover_late_ready(void);
 
 /**
+ * failover_late_check: set the migration's error if a guest takes too long
+ *
+ * For each pass: RAM may not converge any more since the guest was asked.
+ *
+ * Context: the migration thread, without the BQL.
+ */
+void failover_late_check(void);
+
+/**
  * failover_late_wait: the migration was given up
  *
  * A guest that was asked finishes, so that the device can be plugged again;
@@ -74,5 +83,12 @@ bool failover_late_ready(void);
  * Context: the migration thread, without the BQL.
  */
 void failover_late_wait(void);
+
+/**
+ * failover_late_waits: is a migration that was given up still waiting?
+ *
+ * Its state says that it has ended, but another one cannot begin.
+ */
+bool failover_late_waits(void);
 
 #endif
