@@ -37,7 +37,7 @@
 #define LIMIT_LEAD_MS 60000
 
 #define STATVFS_MAX_MS 1000
-#define STATVFS_LOST_MAX 16
+#define STATVFS_THREADS 64
 
 #define SAMPLE_BYTES (1 * MiB)
 #define SAMPLE_NS (10 * SCALE_MS)
@@ -529,8 +529,8 @@ typedef struct StatvfsJob {
     int refs;
 } StatvfsJob;
 
-/* Threads that nobody waits for any more; atomic */
-static unsigned statvfs_lost;
+/* That run, waited for or not: QEMU aborts where none can be made; atomic */
+static unsigned statvfs_threads;
 
 static void statvfs_unref(StatvfsJob *job)
 {
@@ -548,12 +548,11 @@ static void *statvfs_thread(void *opaque)
     if (statvfs(job->filename, &st) == 0) {
         job->available = MIN((double)st.f_bavail * st.f_frsize, INT64_MAX / 2);
     }
-    if (qatomic_xchg(&job->taken, true)) {
-        qatomic_dec(&statvfs_lost);
-    } else {
+    if (!qatomic_xchg(&job->taken, true)) {
         aio_co_schedule(job->ctx, job->co);
     }
     statvfs_unref(job);
+    qatomic_dec(&statvfs_threads);
     return NULL;
 }
 
@@ -561,10 +560,7 @@ static void statvfs_late(void *opaque)
 {
     StatvfsJob *job = opaque;
 
-    /* before the thread can take it back */
-    qatomic_inc(&statvfs_lost);
     if (qatomic_xchg(&job->taken, true)) {
-        qatomic_dec(&statvfs_lost);
         return;
     }
     job->late = true;
@@ -579,7 +575,8 @@ static int64_t coroutine_fn co_statvfs(const char *filename)
     QemuThread thread;
     int64_t available;
 
-    if (qatomic_read(&statvfs_lost) >= STATVFS_LOST_MAX) {
+    if (qatomic_fetch_inc(&statvfs_threads) >= STATVFS_THREADS) {
+        qatomic_dec(&statvfs_threads);
         return -1;
     }
     job = g_new0(StatvfsJob, 1);

@@ -8,8 +8,8 @@
  * Guest RAM: with share-ram=on the peer gets a descriptor, open for reading
  * only, of each block that is a shared memfd.  RAM that comes and goes is
  * followed; a block that is resized is no longer shared.  Discarding RAM would
- * pull pages from under the peer's mapping, so it is disabled; so is postcopy,
- * in which pages are not there yet.
+ * pull pages from under the peer's mapping, so it is disabled; an incoming
+ * postcopy, in which pages are not there yet, is refused.
  *
  * Migration: an incoming VM leaves the path alone until it runs, and the
  * source leaves it when the migration is complete.
@@ -193,11 +193,15 @@ static int postcopy_notify_cb(NotifierWithReturn *n, void *opaque, Error **errp)
 /*
  * Pages are missing, or will be, and a peer would find zeros in their place,
  * which then stay there.  A chardev that is there earlier is asked above.
+ * A migration that was only announced to be postcopy may end without it.
  */
 static bool pages_missing(void)
 {
     PostcopyState state = postcopy_state_get();
 
+    if (state == POSTCOPY_INCOMING_ADVISE) {
+        return runstate_check(RUN_STATE_INMIGRATE);
+    }
     return state != POSTCOPY_INCOMING_NONE && state != POSTCOPY_INCOMING_END;
 }
 
@@ -430,9 +434,12 @@ bool zpipe_vm_attach(ZpipeChardev *s, bool share, Error **errp)
     QLIST_INIT(&vm->blocks);
     stats_register();
     vm->vmstate = qemu_add_vm_change_state_handler(vm_changed, vm);
+    /* the mode may be changed while a migration runs, and picks who is told */
     migration_add_notifier_modes(&vm->migration, migration_cb,
                                  BIT(MIG_MODE_NORMAL) |
-                                 BIT(MIG_MODE_CPR_REBOOT));
+                                 BIT(MIG_MODE_CPR_REBOOT) |
+                                 BIT(MIG_MODE_CPR_TRANSFER) |
+                                 BIT(MIG_MODE_CPR_EXEC));
     if (!may_block_later() && !block_cpr(vm, errp)) {
         return false;
     }

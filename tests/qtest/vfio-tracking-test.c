@@ -819,8 +819,8 @@ static void test_late(void)
 }
 
 /*
- * Nothing tracks the card, and all that is pinned is few enough to be sent: what
- * the sync before the request has marked is sent after the eject.
+ * Nothing tracks the card, and all that is pinned is few enough to be sent:
+ * what the sync before the request has marked is sent after the eject.
  */
 static void test_late_untracked(void)
 {
