@@ -23,6 +23,7 @@
 #include "qapi/error.h"
 #include "qapi/qapi-types-char.h"
 #include "qapi/util.h"
+#include "qemu/bitops.h"
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
 #include "qemu/lockable.h"
@@ -775,6 +776,11 @@ static void zpipe_chr_init(Object *obj)
     QSIMPLEQ_INIT(&s->calling);
     QSIMPLEQ_INIT(&s->spare);
     s->listener = -1;
+    /*
+     * The VM's state and migrations change the link, too, and do so in the main
+     * loop, so everything does: a monitor's thread must not.
+     */
+    clear_bit(QEMU_CHAR_FEATURE_GCONTEXT, CHARDEV(s)->features);
 }
 
 static void zpipe_chr_finalize(Object *obj)

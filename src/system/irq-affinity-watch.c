@@ -96,41 +96,64 @@ static void copy_out(const IRQWatch *w, uint64_t at, void *to, size_t size)
     }
 }
 
+static void drop_event(IRQWatch *w)
+{
+    qemu_set_fd_handler(w->perf_fd, NULL, NULL, NULL);
+    munmap(w->ring, 2 * page_size());
+    close(w->perf_fd);
+    w->perf_fd = -1;
+}
+
+/* Has its thread?  The event is readable for ever then. */
+static bool has_ended(const IRQWatch *w)
+{
+    struct pollfd event = { .fd = w->perf_fd, .events = POLLIN };
+
+    return poll(&event, 1, 0) > 0 && event.revents & (POLLHUP | POLLERR);
+}
+
 /*
  * Only the last record matters.  A full ring loses records, not the next.  Who
- * opened the event may have its pages as well: no more is read than there is.
+ * opened the event may have its pages as well, and change them at any time: no
+ * more is read than there is.
  */
 static void perf_read(void *opaque)
 {
     IRQWatch *w = opaque;
     struct perf_event_mmap_page *control = w->ring;
     uint64_t head = qatomic_load_acquire(&control->data_head);
-    uint64_t tail = control->data_tail;
+    uint64_t tail = qatomic_read(&control->data_tail);
+    bool found = head != tail;
     int cpu = -1;
 
     if (head - tail > page_size()) {
         tail = head;
     }
     while (head - tail >= sizeof(struct perf_event_header)) {
+        struct perf_event_header header;
         MigrationRecord record;
 
-        copy_out(w, tail, &record.header, sizeof(record.header));
-        if (record.header.size < sizeof(record.header) ||
-            record.header.size > head - tail) {
+        copy_out(w, tail, &header, sizeof(header));
+        if (header.size < sizeof(header) || header.size > head - tail) {
             tail = head;
             break;
         }
-        if (record.header.type == PERF_RECORD_SAMPLE &&
-            record.header.size >= sizeof(record)) {
+        if (header.type == PERF_RECORD_SAMPLE &&
+            header.size >= sizeof(record)) {
             copy_out(w, tail, &record, sizeof(record));
             cpu = record.cpu;
-        } else if (record.header.type == PERF_RECORD_LOST) {
+        } else if (header.type == PERF_RECORD_LOST) {
             cpu = irq_watch_cpu(w);
         }
-        tail += record.header.size;
+        tail += header.size;
     }
     /* pairs with the kernel's reading of data_tail before it overwrites */
     qatomic_store_release(&control->data_tail, tail);
+    if (!found && has_ended(w)) {
+        drop_event(w);
+        w->func(w->opaque, irq_watch_cpu(w));
+        return;
+    }
     if (cpu >= 0) {
         w->func(w->opaque, cpu);
     }
@@ -193,9 +216,7 @@ void irq_watch_free(IRQWatch *w)
         return;
     }
     if (w->perf_fd >= 0) {
-        qemu_set_fd_handler(w->perf_fd, NULL, NULL, NULL);
-        munmap(w->ring, 2 * page_size());
-        close(w->perf_fd);
+        drop_event(w);
     }
     if (w->stat_fd >= 0) {
         qemu_close(w->stat_fd);

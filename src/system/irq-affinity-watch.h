@@ -21,7 +21,7 @@
 
 typedef struct IRQWatch IRQWatch;
 
-/* The thread was seen on @cpu. */
+/* The thread was seen on @cpu; if the event has ended, that may be -1. */
 typedef void IRQWatchFunc(void *opaque, int cpu);
 
 /**
@@ -30,7 +30,7 @@ typedef void IRQWatchFunc(void *opaque, int cpu);
  *        is not used with another
  * @tid: the thread
  * @own_perf: try to open the event in this process
- * @func: called when the event tells a processor
+ * @func: called when the event tells a processor, or has ended
  * @opaque: for it
  *
  * Returns: to be freed with irq_watch_free(); never NULL.

@@ -283,6 +283,12 @@ static void vcpu_seen(void *opaque, int cpu)
     IRQFollowedVCPU *vcpu = opaque;
     IRQAffinity *a = vcpu->affinity;
 
+    if (irq_watch_source(vcpu->watch) == IRQ_AFFINITY_SOURCE_SAMPLE &&
+        vcpu->sample_due_ns == IRQ_POLICY_NEVER) {
+        /* it was the last that the event told */
+        vcpu->sample_due_ns = now_ns();
+        run(a);
+    }
     if (cpu != irq_policy_vcpu_cpu(a->engine, vcpu->cpu->cpu_index)) {
         trace_irq_affinity_vcpu(object_id(a), vcpu->cpu->cpu_index, cpu);
         irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index, cpu, now_ns());

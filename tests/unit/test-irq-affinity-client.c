@@ -511,6 +511,39 @@ static void test_real_event(void)
     g_assert_cmpuint(count_fds(), ==, before);
 }
 
+static void count_calls(void *opaque, int cpu)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void *open_and_end(void *opaque)
+{
+    *(int *)opaque = irq_perf_open(gettid());
+    return NULL;
+}
+
+/* The event of a thread that has ended is dropped: it is readable for ever. */
+static void test_event_ends(void)
+{
+    unsigned before = count_fds(), calls = 0;
+    int fd = -1;
+    IRQWatch *w;
+
+    g_thread_join(g_thread_new("ends", open_and_end, &fd));
+    if (fd < 0) {
+        g_test_skip("the kernel opens no event for this user");
+        return;
+    }
+    w = irq_watch_new(NULL, getpid(), false, count_calls, &calls);
+    g_assert_true(irq_watch_use_perf(w, fd));
+    while (!calls) {
+        main_loop_wait(false);
+    }
+    g_assert_cmpint(irq_watch_source(w), ==, IRQ_AFFINITY_SOURCE_SAMPLE);
+    irq_watch_free(w);
+    g_assert_cmpuint(count_fds(), ==, before);
+}
+
 /* Whatever it says: each request ends at most once, and none stays open. */
 static void test_fuzz(Fixture *f, gconstpointer data)
 {
@@ -599,5 +632,6 @@ int main(int argc, char **argv)
 #undef ADD
     g_test_add_func("/irq-affinity/client/event", test_event);
     g_test_add_func("/irq-affinity/client/real-event", test_real_event);
+    g_test_add_func("/irq-affinity/client/event-ends", test_event_ends);
     return g_test_run();
 }
