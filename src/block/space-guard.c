@@ -222,11 +222,17 @@ void space_guard_cancel_below(BlockDriverState *bs)
     }
 }
 
-void space_guard_cancel(void)
+void space_guard_cancel_begin(void)
 {
+    space_requests_cancel_begin();
     if (qatomic_read(&space_held_count)) {
         space_requests_foreach_guard(space_requests_cancel);
     }
+}
+
+void space_guard_cancel_end(void)
+{
+    space_requests_cancel_end();
 }
 
 /*

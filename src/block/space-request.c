@@ -75,6 +75,7 @@ struct SpaceRequest {
 };
 
 static QemuMutex lock;
+static unsigned cancelling;      /* what was cancelled has not ended; lock */
 static QTAILQ_HEAD(, SpaceGuard) guards = QTAILQ_HEAD_INITIALIZER(guards);
 static QTAILQ_HEAD(, SpaceRequest) requests =
     QTAILQ_HEAD_INITIALIZER(requests);
@@ -403,7 +404,8 @@ static bool may_hold_locked(SpaceGuard *g, const SpaceFailure *f)
 {
     SpaceRequest *r = g->request;
 
-    return f->may_hold && !g->no_hold && (!r->stopped || r->cancelled) &&
+    return f->may_hold && !g->no_hold && !cancelling &&
+           (!r->stopped || r->cancelled) &&
            g->policy == BLOCK_SPACE_POLICY_HOLD &&
            f->cause == BLOCK_SPACE_CAUSE_WRITE &&
            r->cause != BLOCK_SPACE_CAUSE_FLUSH &&
@@ -443,8 +445,9 @@ bool coroutine_fn space_request_co_failed(SpaceGuard *g, SpaceFailure *f)
         }
         if (!may_hold_locked(g, f)) {
             trace_space_request_fail(r->node_name, r->id, f->offset, f->bytes);
+            /* with a cancel it is what was cancelled, or waited behind it */
+            r->cancelled = cancelling && (!r->stopped || r->cancelled);
             r->stopped = true;
-            r->cancelled = false;
             stats[SPACE_STAT_FAILED]++;
             return false;
         }
@@ -491,6 +494,18 @@ void space_requests_give_back(SpaceGuard *g)
     QEMU_LOCK_GUARD(&lock);
     stats[SPACE_STAT_DRAINED] += g->n_held;
     release_all_locked(g, VERDICT_FAIL, &wake);
+}
+
+void space_requests_cancel_begin(void)
+{
+    QEMU_LOCK_GUARD(&lock);
+    cancelling++;
+}
+
+void space_requests_cancel_end(void)
+{
+    QEMU_LOCK_GUARD(&lock);
+    cancelling--;
 }
 
 void space_requests_cancel(SpaceGuard *g)

@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <poll.h>
 #include <sys/mman.h>
 #include "qemu/atomic.h"
 #include "qemu/cutils.h"

@@ -883,9 +883,12 @@ static void test_cancel(void)
     blk = open_guard(&error_abort, "policy", "hold", "verify", "size", NULL);
     start_write(blk, &w[0], 64 * KIB);
     wait_held(1);
-    space_guard_cancel();
+    space_guard_cancel_begin();
     wait_until(&w[0].done);
     g_assert_cmpint(w[0].ret, ==, -ENOSPC);
+    /* one that waited behind it is not held: the BQL is, for the cancel */
+    g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
+    space_guard_cancel_end();
     start_write(blk, &w[0], 64 * KIB);
     start_write(blk, &w[1], 68 * KIB);
     wait_held(2);
@@ -903,7 +906,8 @@ static void test_cancel(void)
     bdrv_drain_all();
     wait_until(&w[0].done);
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
-    space_guard_cancel();
+    space_guard_cancel_begin();
+    space_guard_cancel_end();
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
     g_assert_true(space_requests_block_resume());
 

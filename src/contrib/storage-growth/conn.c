@@ -194,7 +194,7 @@ void sg_conn_send(SgConn *c, QDict *object)
     qobject_unref(object);
     if (!c->dead && c->out->len > SG_QUEUE_MAX) {
         c->refs++;
-        g_idle_add(queue_overflow, c);
+        g_idle_add_full(G_PRIORITY_HIGH, queue_overflow, c, NULL);
     } else if (!c->dead) {
         g_string_append_len(c->out, text->str, text->len);
         g_string_append_c(c->out, '\n');

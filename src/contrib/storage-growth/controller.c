@@ -440,7 +440,9 @@ static void size_known(int64_t size, const char *error, void *opaque)
     }
     g_queue_push_tail(&t->c->begun, t);
     if (!t->c->sync) {
-        t->c->sync = g_idle_add(journal_sync, t->c);
+        /* not behind all that peers send */
+        t->c->sync = g_idle_add_full(G_PRIORITY_DEFAULT, journal_sync, t->c,
+                                     NULL);
     }
 }
 

@@ -218,7 +218,7 @@ static void run_program(Job *job, const char *const *argv, const char *input)
 
         if (fd < 0) {
             job_set_error(job, argv[0], g_strerror(errno));
-            g_idle_add(job_finish, job);
+            g_idle_add_full(G_PRIORITY_HIGH, job_finish, job, NULL);
             return;
         }
         g_subprocess_launcher_take_stdin_fd(launcher, fd);
@@ -227,7 +227,7 @@ static void run_program(Job *job, const char *const *argv, const char *input)
     job->process = g_subprocess_launcher_spawnv(launcher, argv, &error);
     if (!job->process) {
         job_set_error(job, argv[0], error->message);
-        g_idle_add(job_finish, job);
+        g_idle_add_full(G_PRIORITY_HIGH, job_finish, job, NULL);
         return;
     }
     job->timer = g_timeout_add(job->policy->timeout_ms, program_late, job);
@@ -471,7 +471,7 @@ static void do_job(gpointer data, gpointer opaque)
         do_loop(job);
         break;
     }
-    g_idle_add(job_finish, job);
+    g_idle_add_full(G_PRIORITY_HIGH, job_finish, job, NULL);
 }
 
 static void start_thread(Job *job)

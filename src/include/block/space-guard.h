@@ -32,15 +32,22 @@ void GRAPH_RDLOCK space_guard_drained_begin(BlockDriverState *bs);
 void GRAPH_RDLOCK space_guard_cancel_below(BlockDriverState *bs);
 
 /**
- * space_guard_cancel: give back all writes that are held
+ * space_guard_cancel_begin: give back all writes that are held
  *
  * A device that is reset waits until what it cancels has ended.  Nobody can
- * answer a request meanwhile, and which disk it waits for is not known: DMA
- * helpers hide it.
+ * answer a request meanwhile, so none is held until space_guard_cancel_end().
+ * Which disk it waits for is not known: DMA helpers hide it.
  *
  * Context: main thread.
  */
-void space_guard_cancel(void);
+void space_guard_cancel_begin(void);
+
+/**
+ * space_guard_cancel_end: what was cancelled has ended
+ *
+ * Context: main thread.
+ */
+void space_guard_cancel_end(void);
 
 /**
  * space_guard_check_backend: refuse what a space-guard cannot work with

@@ -215,9 +215,13 @@ void space_request_low_water(SpaceGuard *g, const SpaceMeasure *m, bool low);
 /* Fail all writes that @g holds, because of a drain */
 void space_requests_give_back(SpaceGuard *g);
 
+/* Hold no write until the end: nobody can answer while somebody waits for it */
+void space_requests_cancel_begin(void);
+void space_requests_cancel_end(void);
+
 /*
- * ... because one of them is cancelled: that stops no VM.  So those that come
- * later may wait, if nothing else had failed.
+ * Fail all writes that @g holds because one of them is cancelled: that stops no
+ * VM.  So those that come later may wait, if nothing else had failed.
  */
 void space_requests_cancel(SpaceGuard *g);
 
