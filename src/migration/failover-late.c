@@ -71,6 +71,18 @@ void failover_late_del(FailoverLate *late)
     }
 }
 
+bool failover_late_has(const char *name)
+{
+    FailoverLate *late;
+
+    QTAILQ_FOREACH(late, &pairs, next) {
+        if (!g_strcmp0(late->name, name)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void fail(FailoverLate *late, Error *err)
 {
     error_prepend(&err, "%s: failover-unplug=late: ", late->name);

@@ -352,6 +352,7 @@ static int quiesce_precopy(NotifierWithReturn *n, void *opaque, Error **errp)
         return 0;
     }
     if (data->reason == PRECOPY_NOTIFY_SETUP) {
+        q->failed = false;
         return quiesce(q, errp) ? 0 : -EIO;
     }
     if (data->reason == PRECOPY_NOTIFY_COMPLETE) {

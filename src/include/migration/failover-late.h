@@ -52,6 +52,14 @@ void failover_late_add(FailoverLate *late);
 void failover_late_del(FailoverLate *late);
 
 /**
+ * failover_late_has: is a device to go late in the migration that runs?
+ * @name: of its pair, as @name of &struct FailoverLate
+ *
+ * Context: BQL held.
+ */
+bool failover_late_has(const char *name);
+
+/**
  * failover_late_ready: RAM has converged; may the migration complete?
  *
  * Asks the guests for the devices when it is called first.  If the VM does not
