@@ -985,24 +985,31 @@ static void sink_break(Sink *sink)
     close(sink->listener);
 }
 
+/* As pair_start(), to a stream that sink_break() breaks; the guest is asked. */
+static void pair_start_sink(Pair *p, Sink *sink, unsigned timeout_ms)
+{
+    g_autofree char *path = g_strdup_printf("%s/sink", dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+
+    sink_start(sink, path);
+    pair_uri = uri;
+    pair_start(p, timeout_ms);
+    pair_uri = NULL;
+    wait_request(p);
+    g_unlink(path);     /* it is connected to */
+}
+
 /* The stream breaks while the guest is to let go; it does so, or not. */
 static void test_late_break(gconstpointer opaque)
 {
     bool lets_go = opaque;
-    g_autofree char *path = g_strdup_printf("%s/sink", dir);
-    g_autofree char *uri = g_strdup_printf("unix:%s", path);
     g_autofree char *why = NULL;
     Sink sink;
     Pair p;
 
-    sink_start(&sink, path);
-    pair_uri = uri;
-    pair_start(&p, lets_go ? 120000 : 2000);
-    pair_uri = NULL;
-    wait_request(&p);
+    pair_start_sink(&p, &sink, lets_go ? 120000 : 2000);
     driver_traffic(&p.driver, 2);
     sink_break(&sink);
-    g_unlink(path);
     if (lets_go) {
         eject(&p);
     }
@@ -1036,19 +1043,12 @@ static bool try_migrate(Pair *p, const char *expected)
 /* A migration has failed, and waits for the guest: no other one can begin. */
 static void test_late_retry(void)
 {
-    g_autofree char *path = g_strdup_printf("%s/sink", dir);
-    g_autofree char *uri = g_strdup_printf("unix:%s", path);
     g_autofree char *why = NULL;
     Sink sink;
     Pair p;
 
-    sink_start(&sink, path);
-    pair_uri = uri;
-    pair_start(&p, 120000);
-    pair_uri = NULL;
-    wait_request(&p);
+    pair_start_sink(&p, &sink, 120000);
     sink_break(&sink);
-    g_unlink(path);
     why = tracked_vm_push_to_failure(&p.vm);
     g_assert_false(try_migrate(&p, "There's a migration process in progress"));
     eject(&p);

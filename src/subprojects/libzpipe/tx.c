@@ -21,8 +21,9 @@
 /* Do not cut smaller pieces than that because copy memory is short. */
 #define COPY_WORTH      4096u
 /*
- * So much of the copy memory is in use by requests: their bytes stay where they
- * are, so more would only drive what is copied out of the caches.
+ * So much of the copy memory is in use by requests.  Their bytes stay where
+ * they are, and more may drive what is copied out of the caches; with less the
+ * two sides sleep in turn.
  */
 #define COPY_AHEAD      (512u << 10)
 
