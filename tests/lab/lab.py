@@ -50,6 +50,7 @@ QMP_LIMIT_S = 60
 ANSWER_SLACK_S = 30     # for the agent to come back after a command's limit
 STALL = re.compile(r'rcu.*(stall|starved)|soft lockup|BUG: workqueue lockup|'
                    r'blocked for more than', re.I)
+SIGNAL = re.compile(r'potentially unexpected fatal signal \d+')
 PANIC = re.compile(r'(Kernel panic[^\n]*|BUG: [^\n]*|Oops[^\n]*|'
                    r'reboot: Power down)')
 
@@ -492,6 +493,7 @@ class LabGuest(GuestProtocol):
         self._append, self._trace = append, log
         self.slot = self.vm = self._conn = self._deadline = self.pid = None
         self._console_start = 0
+        self._unasked = []
 
     @property
     def console(self):
@@ -563,12 +565,26 @@ class LabGuest(GuestProtocol):
 
     def _silent(self, what):
         if not self.alive():
-            self._fail(f'its QEMU has ended before "{what}"')
+            self._fail(f'its QEMU has ended before "{what}" '
+                       f'({self._how_it_ended()})')
 
     def _no_answer(self):
         self._fail('its QEMU does not answer' if self.alive() else
-                   'its QEMU has ended (-no-reboot: also when the guest is '
-                   'reset, as by a triple fault)')
+                   f'its QEMU has ended ({self._how_it_ended()})')
+
+    def _how_it_ended(self):
+        """Say in one line how the inner QEMU ended, as far as can be known.
+
+        -no-reboot: also by a reset of the guest, as by a triple fault.
+        """
+        reasons = [e['data'].get('reason') for e in self._told()
+                   if e['event'] == 'SHUTDOWN']
+        signals = SIGNAL.findall(self.lab._log('console'))
+        console = console_tail(self.console, 1).strip()
+        return ', '.join([
+            f'SHUTDOWN {reasons[-1]}' if reasons else 'no SHUTDOWN event',
+            *(f'{signals[-1]} in the emulated host' for _ in signals[-1:]),
+            f'its console: "{console[-100:]}"'])
 
     def _qemu_state(self):
         """The end of the inner QEMU's output, and where its threads are."""
@@ -578,14 +594,17 @@ class LabGuest(GuestProtocol):
             '    echo "thread $(cat $t/comm), $(grep State $t/status):"\n'
             '    head -n 8 $t/stack\ndone')[1]
 
-    def _events(self):
+    def _told(self):
         """What it told by QMP and nobody asked for: why it ended, for one."""
         try:
-            events = self.vm.get_events()
-        except Exception as err:        # as in _registers()
-            return f'    ({err.__class__.__name__})'
+            self._unasked += self.vm.get_events()
+        except Exception:               # as in _registers()
+            pass
+        return self._unasked
+
+    def _events(self):
         return '\n'.join(f'    {e["event"]} {e.get("data", "")}'
-                         for e in events[-5:])
+                         for e in self._told()[-5:])
 
     def _registers(self):
         """Twice the registers: a vCPU that spins is told from one that waits.

@@ -58,8 +58,18 @@ class Hang(labtest.LabTest):
             guest.wait_parked('ready')
             guest.resume()
             report = self.report_of(guest.wait_done)
-        self.assertIn('its QEMU has ended before "DONE"', report)
-        self.assertRegex(report, 'SHUTDOWN .*guest-reset')
+        self.assertIn('its QEMU has ended before "DONE" (SHUTDOWN guest-reset,',
+                      report.splitlines()[0])
+
+    @labtest.long_test('test_guest has such a report')
+    def test_inner_qemu_that_aborts(self):
+        """The first line of the report tells the signal."""
+        with self.lab.guest('aborts', 'park for-ever') as guest:
+            guest.wait_parked('for-ever')
+            self.lab.run(f'kill -ABRT {guest.pid}')
+            report = self.report_of(guest.wait_done)
+        self.assertIn('no SHUTDOWN event, potentially unexpected fatal signal '
+                      '6', report.splitlines()[0])
 
     def check_once_more(self, crash):
         """What @crash does to the emulated host is counted and told."""
