@@ -109,7 +109,10 @@ static int first_process(void)
         }
         _exit(0);
     }
-    g_assert_cmpint(other, ==, peer);
+    if (other != peer) {
+        /* a thread that TSan has made in the other child took it */
+        return CANNOT;
+    }
     memset(out, 0x11, LEN);
     submit_write(zp, w);
     reap_all(zp);
@@ -149,7 +152,7 @@ static void test_reused_number(void)
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     g_assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == CANNOT) {
-        g_test_skip("may not choose the numbers of processes");
+        g_test_skip("cannot choose the numbers of processes");
         return;
     }
     g_assert_cmpint(WEXITSTATUS(status), ==, 0);
