@@ -84,6 +84,7 @@ struct ZpipeChardev {
     bool kicked;                        /* run() is to be called */
     uint64_t tx_accepted;               /* bytes, by this handle */
     size_t refused;                     /* by the last write, for no peer */
+    QemuThread refused_by;              /* the thread that wrote it */
     ZpipeTotals totals;                 /* of earlier handles */
 
     /* The context's thread only. */
@@ -130,7 +131,7 @@ void zpipe_chr_watch(ZpipeChardev *s);
 
 /* Listen or connect.  What can be tried again later is no error. */
 bool zpipe_link_start(ZpipeChardev *s, Error **errp);
-/* The same after a migration: the path or the peer may be busy still. */
+/* The same after a migration, when nothing is an error: see there. */
 void zpipe_link_start_late(ZpipeChardev *s);
 /* Block until there is a peer. */
 bool zpipe_link_wait(ZpipeChardev *s, Error **errp);

@@ -167,22 +167,32 @@ static int open_path(ZpipeChardev *s)
     return s->server ? listen_at_path(s) : dial(s);
 }
 
-bool zpipe_link_start(ZpipeChardev *s, Error **errp)
+static const char *opening(const ZpipeChardev *s)
 {
-    const char *what = s->server ? "cannot listen on" : "cannot connect to";
-    int ret = open_path(s);
+    return s->server ? "cannot listen on" : "cannot connect to";
+}
 
-    if (ret < 0 && !patient(s) && (s->server || !s->reconnect_ms)) {
-        error_setg_errno(errp, -ret, "chardev %s: %s path='%s'",
-                         CHARDEV(s)->label, what, s->path);
-        return false;
-    }
+/* It is open, or is tried again if there is a use in that. */
+static void started(ZpipeChardev *s, int ret)
+{
     s->started = true;
     if (ret < 0) {
-        report(s, what, strerror(-ret));
+        report(s, opening(s), strerror(-ret));
         retry_later(s);
     }
     zpipe_chr_kick(s);
+}
+
+bool zpipe_link_start(ZpipeChardev *s, Error **errp)
+{
+    int ret = open_path(s);
+
+    if (ret < 0 && (s->server || !s->reconnect_ms)) {
+        error_setg_errno(errp, -ret, "chardev %s: %s path='%s'",
+                         CHARDEV(s)->label, opening(s), s->path);
+        return false;
+    }
+    started(s, ret);
     return true;
 }
 
@@ -194,8 +204,7 @@ static void retry(ZpipeChardev *s)
     ret = open_path(s);
     if (ret < 0) {
         retry_later(s);
-        report(s, s->server ? "cannot listen on" : "cannot connect to",
-               strerror(-ret));
+        report(s, opening(s), strerror(-ret));
     }
 }
 
@@ -250,7 +259,7 @@ static void accept_clients(ZpipeChardev *s)
  */
 static void renew(ZpipeChardev *s)
 {
-    struct zpipe *zp = zpipe_new(&s->config);
+    struct zpipe *zp = zpipe_new_after(&s->config, s->zp);
     struct zpipe_info info;
 
     if (!zp) {
@@ -441,14 +450,18 @@ void zpipe_link_stop(ZpipeChardev *s)
 
 void zpipe_link_start_late(ZpipeChardev *s)
 {
+    int ret;
+
     if (s->drain_us) {
         stop_now(s);
     }
+    ret = open_path(s);
+    /* not before: that may have taken its time */
     s->patience_us = now_us() + MAX(PATIENCE_US, s->hold_ms * 1000);
     if (CHARDEV(s)->be_open) {
         s->hold_us = s->patience_us;
     }
-    zpipe_link_start(s, &error_abort);
+    started(s, ret);
 }
 
 /* --------------------------------------------------------------- timers */

@@ -62,6 +62,10 @@ static gboolean source_prepare(GSource *source, gint *timeout)
     Chardev *chr = CHARDEV(s);
 
     *timeout = -1;
+    if (qatomic_read(&s->refused)) {
+        /* who keeps it has asked for a watch by now */
+        qatomic_set(&s->refused, 0);
+    }
     return s->no_room && chr->be_open && qemu_chr_be_can_write(chr) > 0;
 }
 
@@ -332,7 +336,8 @@ static ssize_t try_write_locked(ZpipeChardev *s, const uint8_t *buf, size_t len)
  */
 static int no_peer_locked(ZpipeChardev *s, size_t len)
 {
-    s->refused = len;
+    qatomic_set(&s->refused, len);
+    qemu_thread_get_self(&s->refused_by);
     s->totals.dropped_bytes += len;
     errno = EIO;
     return -1;
@@ -349,7 +354,7 @@ static int zpipe_chr_write(Chardev *chr, const uint8_t *buf, int len)
     ssize_t ret;
 
     QEMU_LOCK_GUARD(&s->lock);
-    s->refused = 0;
+    qatomic_set(&s->refused, 0);
     if (!chr->be_open) {
         return no_peer_locked(s, len);
     }
@@ -558,9 +563,15 @@ static GSource *zpipe_chr_add_watch(Chardev *chr, GIOCondition cond)
     w->s = CHARDEV_ZPIPE(object_ref(OBJECT(chr)));
     w->cond = cond;
     WITH_QEMU_LOCK_GUARD(&w->s->lock) {
-        /* it has kept what was refused, and comes again */
-        w->s->totals.dropped_bytes -= w->s->refused;
-        w->s->refused = 0;
+        /*
+         * It has kept what was refused, and comes again.  But not if that was
+         * another front end of a mux, or it waits for nothing but the end.
+         */
+        if (w->s->refused && (cond & G_IO_OUT) &&
+            qemu_thread_is_self(&w->s->refused_by)) {
+            w->s->totals.dropped_bytes -= w->s->refused;
+            qatomic_set(&w->s->refused, 0);
+        }
     }
     return source;
 }

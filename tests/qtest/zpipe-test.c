@@ -951,6 +951,21 @@ static void test_add_meanwhile(void)
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
                              "'arguments': {'id': 'x'}}");
     transfer(&t, 100 * 1000, 100 * 1000, 3);
+
+    /* the mode may change then: it picks who hears of the migration's end */
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
+        "'arguments': {'uri': 'exec:cat >/dev/null'}}");
+    qtest_qmp_assert_success(t.guest.qts, add, "x", x);
+    set_mode(t.guest.qts, "cpr-transfer");
+    expect_error(qtest_qmp(t.guest.qts, add, "y", y),
+                 "disallowing migration blocker");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
+    wait_for_status(t.guest.qts, "cancelled");
+    expect_error(qtest_qmp(t.guest.qts, CPR_TRANSFER), "chardev x: a zpipe");
+    set_mode(t.guest.qts, "normal");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
+                             "'arguments': {'id': 'x'}}");
+
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
         "'arguments': {'uri': 'exec:cat >/dev/null'}}");
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-change',"
@@ -1246,6 +1261,66 @@ static void test_postcopy(void)
     g_free(t.dir);
 }
 
+#define ALLOW_POSTCOPY \
+    "{'execute': 'migrate-set-capabilities', 'arguments': {'capabilities':" \
+    " [{'capability': 'postcopy-ram', 'state': true}]}}"
+
+/*
+ * A migration that may become postcopy, and does not: pages may be missing up
+ * to its end, and are not after it.
+ */
+static void test_postcopy_announced(void)
+{
+    const char *add = "{'execute': 'chardev-add', 'arguments': {'id': 'x',"
+        "'backend': {'type': 'zpipe', 'data': {'path': %s, 'server': true,"
+        "'share-ram': true}}}}";
+    g_autofree char *uri = NULL, *more = NULL, *socket = NULL;
+    QTestState *from, *to;
+    QDict *response;
+    Test t;
+
+    test_dir(&t);
+    socket = g_strdup_printf("%s/migrate", t.dir);
+    uri = g_strdup_printf("unix:%s", socket);
+    more = g_strdup_printf("-incoming %s " UNSEALED_RAM, uri);
+    from = start_qemu(&t, "server=on,wait=off", "virtserialport,nr=1",
+                      UNSEALED_RAM);
+    to = start_qemu(&t, "server=on,wait=off", "virtserialport,nr=1", more);
+    response = qtest_qmp(to, ALLOW_POSTCOPY);
+    if (qdict_haskey(response, "error")) {
+        g_test_skip("this host has no postcopy (userfaultfd)");
+        goto out;
+    }
+    qtest_qmp_assert_success(from, ALLOW_POSTCOPY);
+    qtest_qmp_assert_success(from, "{'execute': 'migrate-set-parameters',"
+                             "'arguments': {'max-bandwidth': 4096}}");
+    /* one of the first pages, which come after the announcement */
+    qtest_writeb(from, 0x8000, 0x77);
+    qtest_qmp_assert_success(from, "{'execute': 'migrate', 'arguments':"
+                             "{'uri': %s}}", uri);
+    t.guest.qts = from;
+    wait_until(&t, qtest_readb(to, 0x8000) == 0x77);
+    expect_error(qtest_qmp(to, add, t.path), "postcopy migration");
+    qtest_qmp_assert_success(from, "{'execute': 'migrate-set-parameters',"
+                             "'arguments': {'max-bandwidth': 1000000000}}");
+    wait_for_completed(from);
+    qtest_qmp_eventwait(to, "RESUME");
+    g_free(t.path);
+    t.path = g_strdup_printf("%s/x", t.dir);
+    qtest_qmp_assert_success(to, add, t.path);
+    t.peer = peer_new(t.path);
+    wait_until(&t, zpipe_state(t.peer->zp) == ZPIPE_CONNECTED);
+    peer_free(t.peer);
+out:
+    qobject_unref(response);
+    qtest_quit(from);
+    qtest_quit(to);
+    g_unlink(socket);
+    g_assert_cmpint(rmdir(t.dir), ==, 0);
+    g_free(t.path);
+    g_free(t.dir);
+}
+
 static void test_bad_options(void)
 {
     QTestState *qts = qtest_init("-M pc -nodefaults -m 64");
@@ -1330,6 +1405,7 @@ int main(int argc, char **argv)
     qtest_add_func("/zpipe/reconnect", test_reconnect);
     qtest_add_func("/zpipe/yield", test_yield);
     qtest_add_func("/zpipe/postcopy", test_postcopy);
+    qtest_add_func("/zpipe/postcopy-announced", test_postcopy_announced);
     qtest_add_func("/zpipe/bad-options", test_bad_options);
     return g_test_run();
 }

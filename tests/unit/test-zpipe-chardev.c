@@ -7,10 +7,14 @@
  *
  * The peer is the library itself, in the same process, driven from the same
  * main loop.
+ *
+ * The clock of this process can be stopped, so that what is waited for can be
+ * told without measuring time.
  */
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include <sys/syscall.h>
 
 #include "chardev/char-async.h"
 #include "chardev/char-fe.h"
@@ -23,9 +27,52 @@
 #include "qemu/module.h"
 #include "qemu/option.h"
 #include "system/system.h"
+#include "../../chardev/char-zpipe-internal.h"
 #include "zpipe.h"
 
 #define WAIT_US (20 * 1000 * 1000)
+
+#define NS_PER_S 1000000000
+
+/* In place of the C library's: @step_ns passes from one look to the next. */
+static struct {
+    bool stopped;
+    int64_t now_ns, step_ns;
+    unsigned sleeps;
+} fake_clock;
+
+int clock_gettime(clockid_t clock, struct timespec *ts)
+{
+    if (!fake_clock.stopped || clock != CLOCK_MONOTONIC) {
+        return syscall(SYS_clock_gettime, clock, ts);
+    }
+    fake_clock.now_ns += fake_clock.step_ns;
+    *ts = (struct timespec) { fake_clock.now_ns / NS_PER_S,
+                              fake_clock.now_ns % NS_PER_S };
+    return 0;
+}
+
+int nanosleep(const struct timespec *req, struct timespec *rem)
+{
+    if (!fake_clock.stopped) {
+        return syscall(SYS_nanosleep, req, rem);
+    }
+    fake_clock.now_ns += req->tv_sec * NS_PER_S + req->tv_nsec;
+    fake_clock.sleeps++;
+    return 0;
+}
+
+static void clock_stop(int64_t step_ns)
+{
+    fake_clock.now_ns = g_get_monotonic_time() * 1000;
+    fake_clock.step_ns = step_ns;
+    fake_clock.stopped = true;
+}
+
+static void clock_go_on(void)
+{
+    fake_clock.stopped = false;
+}
 
 /* The test's directory, the socket in it, and the front end under test. */
 typedef struct Fixture {
@@ -495,6 +542,79 @@ static void test_not_dropped(void)
     teardown(&f);
 }
 
+static void *write_refused(void *opaque)
+{
+    CharFrontend *fe = opaque;
+
+    g_assert_cmpint(qemu_chr_fe_write(fe, (void *)"dropped", 5), ==, -1);
+    return NULL;
+}
+
+/* Of two front ends of a mux one has dropped it, and the other one waits. */
+static void test_dropped_by_another(void)
+{
+    CharFrontend mux[2];
+    QemuOpts *opts;
+    g_autofree char *options = NULL;
+    QemuThread thread;
+    bool woken = false;
+    uint64_t dropped = 0;
+    guint watch;
+    Fixture f;
+
+    setup_dir(&f);
+    options = g_strdup_printf("zpipe,id=chr,path=%s,server=on,wait=off,mux=on",
+                              f.path);
+    opts = qemu_opts_parse(qemu_find_opts("chardev"), options, true,
+                           &error_abort);
+    f.chr = qemu_chr_new_from_opts(opts, NULL, &error_abort);
+    qemu_opts_del(opts);
+    for (int i = 0; i < 2; i++) {
+        qemu_chr_fe_init(&mux[i], f.chr, &error_abort);
+        qemu_chr_fe_set_handlers(&mux[i], fe_can_read, fe_read, NULL, NULL, &f,
+                                 NULL, true);
+    }
+
+    /* by another thread */
+    qemu_thread_create(&thread, "writer", write_refused, &mux[0],
+                       QEMU_THREAD_JOINABLE);
+    qemu_thread_join(&thread);
+    watch = qemu_chr_fe_add_watch(&mux[1], G_IO_OUT, writable, &woken);
+    g_assert_cmpint(watch, !=, 0);
+    g_source_remove(watch);
+    g_assert_cmpint(dropped_bytes(), ==, dropped += 5);
+
+    /* earlier */
+    write_refused(&mux[0]);
+    turn(&f);
+    watch = qemu_chr_fe_add_watch(&mux[1], G_IO_OUT, writable, &woken);
+    g_assert_cmpint(watch, !=, 0);
+    g_source_remove(watch);
+    g_assert_cmpint(dropped_bytes(), ==, dropped += 5);
+
+    /* one that never writes, and wants to know of the end */
+    write_refused(&mux[0]);
+    watch = qemu_chr_fe_add_watch(&mux[1], G_IO_HUP, writable, &woken);
+    g_assert_cmpint(watch, !=, 0);
+    g_source_remove(watch);
+    g_assert_cmpint(dropped_bytes(), ==, dropped += 5);
+
+    /* and the one that does keep it */
+    write_refused(&mux[1]);
+    watch = qemu_chr_fe_add_watch(&mux[1], G_IO_OUT, writable, &woken);
+    g_assert_cmpint(watch, !=, 0);
+    g_source_remove(watch);
+    g_assert_cmpint(dropped_bytes(), ==, dropped);
+
+    qemu_chr_fe_deinit(&mux[0], false);
+    qemu_chr_fe_deinit(&mux[1], true);
+    object_unparent(OBJECT(qemu_chr_find("chr-base")));
+    g_assert_cmpint(g_rmdir(f.dir), ==, 0);
+    g_byte_array_free(f.received, true);
+    g_free(f.path);
+    g_free(f.dir);
+}
+
 /* Nobody comes back: the front end is told, and what was lost is counted. */
 static void test_hold_ends(void)
 {
@@ -655,6 +775,83 @@ static void test_failed_handshake(void)
     }
     for (int i = 0; i < 50; i++) {
         g_assert_false(g_main_context_iteration(NULL, false));
+    }
+    teardown(&f);
+}
+
+/*
+ * Comes again and again, keeps a view of what it was sent and ends its stream:
+ * its handle is another one each time, and waits for it the first time only.
+ */
+static void test_keeps_view(void)
+{
+    unsigned slept[3];
+    Fixture f;
+
+    setup(&f, ",server=on,wait=off");
+    clock_stop(0);
+    for (int i = 0; i < ARRAY_SIZE(slept); i++) {
+        struct zpipe_req view = { .user = &(bool) { false } };
+
+        dial(&f);
+        wait_for(&f, f.opened == i + 1);
+        g_assert_cmpint(zpipe_read_view(f.peer, &view), ==, 0);
+        g_assert_cmpint(qemu_chr_fe_write(&f.fe, (void *)"looked at", 9), ==,
+                        9);
+        wait_for(&f, *(bool *)view.user);
+        g_assert_cmpmem(view.view, view.result, "looked at", 9);
+        fake_clock.sleeps = 0;
+        zpipe_shutdown(f.peer);
+        zpipe_flush(f.peer);
+        while (f.closed == i) {
+            main_loop_wait(true);
+        }
+        slept[i] = fake_clock.sleeps;
+        zpipe_view_done(f.peer, &view);
+        zpipe_free(f.peer);
+        f.peer = NULL;
+    }
+    clock_go_on();
+    g_assert_cmpint(slept[0], >, 100);
+    g_assert_cmpint(slept[1], ==, 0);
+    g_assert_cmpint(slept[2], ==, 0);
+    teardown(&f);
+}
+
+/* After a migration: that the path cannot be opened in time is no error. */
+static void test_opened_late(void)
+{
+    ZpipeInfoList *list;
+    ZpipeChardev *s;
+    int listener;
+    Fixture f;
+
+    setup(&f, ",server=on,wait=off");
+    s = CHARDEV_ZPIPE(f.chr);
+    for (int slow = 0; slow < 2; slow++) {
+        zpipe_link_stop(s);
+        listener = zpipe_listen(f.path);
+        g_assert_cmpint(listener, >=, 0);
+        if (slow) {
+            clock_stop(11ll * NS_PER_S);
+        }
+        zpipe_link_start_late(s);
+        if (slow) {
+            clock_go_on();
+        }
+        list = qmp_query_zpipe(&error_abort);
+        g_assert_cmpint(only_info(list)->state, ==, ZPIPE_STATE_DISCONNECTED);
+        qapi_free_ZpipeInfoList(list);
+        close(listener);
+        if (!slow) {
+            /* it tries again: then somebody can come */
+            wait_for(&f, s->listener >= 0);
+            dial(&f);
+            wait_for(&f, f.opened);
+            zpipe_free(f.peer);
+            f.peer = NULL;
+            wait_for(&f, f.closed);
+        }
     }
     teardown(&f);
 }
@@ -1078,10 +1275,13 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/yank", test_yank);
     g_test_add_func("/zpipe/resume", test_resume);
     g_test_add_func("/zpipe/not-dropped", test_not_dropped);
+    g_test_add_func("/zpipe/dropped-by-another", test_dropped_by_another);
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
+    g_test_add_func("/zpipe/keeps-view", test_keeps_view);
+    g_test_add_func("/zpipe/opened-late", test_opened_late);
     g_test_add_func("/zpipe/async", test_async);
     g_test_add_func("/zpipe/no-more-while-cancelled",
                     test_no_more_while_cancelled);

@@ -560,7 +560,9 @@ static void ability_received(struct zpipe *zp, const struct zp_ability *ability)
     if (zp->peer_cma_read && !(ability->can & ZP_CAN_CMA_READ)) {
         zp->peer_cma_read = false;
         zp->cma_error = ability->error;
+        zp->wait_end = patience_left(zp, ZP_PATIENCE_NS);
         tx_withdraw(zp);        /* and send it in another way */
+        zp->wait_end = 0;
     }
 }
 
@@ -785,9 +787,9 @@ static void stop_peer(struct zpipe *zp, bool gone)
 {
     bool reads = rx_conceal(zp);
 
-    tx_salvage(zp, reads, patience_end(zp, reads && !gone ?
-                                           ZP_PATIENCE_NS :
-                                           ZP_LAST_PATIENCE_NS));
+    tx_salvage(zp, reads, patience_left(zp, reads && !gone ?
+                                            ZP_PATIENCE_NS :
+                                            ZP_LAST_PATIENCE_NS));
 }
 
 void link_leave(struct zpipe *zp)
@@ -857,7 +859,7 @@ void link_drained(struct zpipe *zp)
 
 void zpipe_detach(struct zpipe *zp)
 {
-    zp->wait_end = patience_end(zp, ZP_PATIENCE_NS);
+    zp->wait_end = patience_left(zp, ZP_PATIENCE_NS);
     if (zp->link == LINK_UP) {
         tx_withdraw(zp);
     }

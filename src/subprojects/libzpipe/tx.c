@@ -754,7 +754,8 @@ bool tx_withdraw(struct zpipe *zp)
         if (all_given_back(zp, taken)) {
             break;
         }
-        if (now_ns() > deadline) {
+        if (now_ns() >= deadline) {
+            waited_in_vain(zp);
             link_fail(zp, -ETIMEDOUT,
                       "the peer did not give back its views in 100 ms");
             return false;

@@ -58,6 +58,26 @@ uint64_t patience_end(const struct zpipe *zp, uint64_t ns)
     return zp->wait_end ? MIN(end, zp->wait_end) : end;
 }
 
+/*
+ * A peer that connects, pretends to be busy and goes, again and again, would
+ * have us wait each time.
+ */
+uint64_t patience_left(const struct zpipe *zp, uint64_t ns)
+{
+    uint64_t now = now_ns();
+
+    return now < zp->impatient_end ? now : patience_end(zp, ns);
+}
+
+void waited_in_vain(struct zpipe *zp)
+{
+    uint64_t now = now_ns();
+
+    if (now >= zp->impatient_end) {
+        zp->impatient_end = now + ZP_IMPATIENT_NS;
+    }
+}
+
 bool await_untouched(struct zpipe *zp, uint64_t deadline)
 {
     full_barrier();
@@ -74,6 +94,7 @@ bool await_untouched(struct zpipe *zp, uint64_t deadline)
             return true;
         }
     }
+    waited_in_vain(zp);
     return false;
 }
 

@@ -32,6 +32,8 @@
 #define ZP_PATIENCE_NS      (100ull * 1000 * 1000)
 /* The same when the connection has ended: it may be dead. */
 #define ZP_LAST_PATIENCE_NS (20ull * 1000 * 1000)
+/* For so long there is none, after one that was in vain. */
+#define ZP_IMPATIENT_NS     (1000ull * 1000 * 1000)
 /* Peers are no longer waited for when they post no read. */
 #define ZP_READS_NS         (100ull * 1000 * 1000)
 #define ZP_MESSAGES_A_TURN  16
@@ -178,6 +180,7 @@ struct zpipe {
     int peer_pid;
     uid_t peer_uid;
     uint64_t wait_end;          /* of all waits of this call; 0: not limited */
+    uint64_t impatient_end;     /* a peer was waited for in vain */
 
     int broken;                 /* bytes were lost: it cannot go on */
     int error;                  /* why the connection ended, negative errno */
@@ -355,6 +358,10 @@ void touch_end(struct zpipe *zp);
 bool await_untouched(struct zpipe *zp, uint64_t deadline);
 /* The time after which the peer is not waited for, from now on @ns at most. */
 uint64_t patience_end(const struct zpipe *zp, uint64_t ns);
+/* The same where the peer says when there is something to wait for. */
+uint64_t patience_left(const struct zpipe *zp, uint64_t ns);
+/* The time was over, and the peer had not done what it was waited for. */
+void waited_in_vain(struct zpipe *zp);
 /* Wake the peer when it sleeps and wants to know. */
 void kick(struct zpipe *zp);
 /* Do what can be done; false: there is more, or something to be reaped. */

@@ -475,6 +475,17 @@ struct zpipe *zpipe_new(const struct zpipe_config *config)
     return zp;
 }
 
+struct zpipe *zpipe_new_after(const struct zpipe_config *config,
+                              const struct zpipe *old)
+{
+    struct zpipe *zp = zpipe_new(config);
+
+    if (zp) {
+        zp->impatient_end = old->impatient_end;
+    }
+    return zp;
+}
+
 static void free_kept(struct zpipe *zp)
 {
     struct zpipe_req *req;

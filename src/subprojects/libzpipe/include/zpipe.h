@@ -315,6 +315,16 @@ ZPIPE_API int zpipe_mechanism_parse(const char *name);
 ZPIPE_API struct zpipe *zpipe_new(const struct zpipe_config *config);
 
 /**
+ * zpipe_new_after: make a handle that takes the place of another
+ * @old: with no connection; it still has to be freed
+ *
+ * The same peers will come: that one was waited for in vain, less than a second
+ * ago, is remembered (see zpipe_detach()).  Nothing else is.
+ */
+ZPIPE_API struct zpipe *zpipe_new_after(const struct zpipe_config *config,
+                                        const struct zpipe *old);
+
+/**
  * zpipe_free: end the connection and free the handle
  *
  * Requests are forgotten, not completed; views become invalid; buffers of
@@ -377,6 +387,9 @@ ZPIPE_API int zpipe_connect(struct zpipe *zp, const char *path);
  * zpipe_detach: end the connection, keep the handle
  *
  * Requests are kept (ZPIPE_PERSISTENT) or complete with -ECONNABORTED.
+ *
+ * A peer in the middle of copying is waited for, up to 100 ms.  Here, and when
+ * the peer goes, only if none was waited for in vain in the second before.
  */
 ZPIPE_API void zpipe_detach(struct zpipe *zp);
 

@@ -262,7 +262,10 @@ void raw_connect(RawPeer *raw, struct zpipe *zp)
             g_error("raw handshake: '%s'", zpipe_error(zp, NULL));
         }
         if (raw->peer.base && !sent) {
-            sent = raw_send_type(raw, ZP_MSG_READY);
+            struct zp_msg ready = { .type = ZP_MSG_READY,
+                                    .ability.can = raw->can };
+
+            sent = raw_send(raw, &ready, NULL, 0);
         }
         g_assert_cmpint(now_ms(), <, end);
     }

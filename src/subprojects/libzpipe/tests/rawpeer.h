@@ -38,6 +38,7 @@ typedef struct RawPeer {
     struct zp_hello hello;
     int hello_fds[RAW_FDS_MAX];     /* arena, bell; then what is too much */
     int hello_nfds;
+    uint32_t can;                   /* what raw_connect() says that it can */
 
     int arena_fd;
     int bell, rope;                 /* our end, and the library's */

@@ -109,7 +109,10 @@ static int first_process(void)
         }
         _exit(0);
     }
-    g_assert_cmpint(other, ==, peer);
+    if (other != peer) {
+        /* a thread that TSan has made in the other child took it */
+        return CANNOT;
+    }
     memset(out, 0x11, LEN);
     submit_write(zp, w);
     reap_all(zp);
@@ -149,7 +152,7 @@ static void test_reused_number(void)
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     g_assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == CANNOT) {
-        g_test_skip("may not choose the numbers of processes");
+        g_test_skip("cannot choose the numbers of processes");
         return;
     }
     g_assert_cmpint(WEXITSTATUS(status), ==, 0);
@@ -165,7 +168,7 @@ static char *own_path;
 
 static void execute(const char *as, const char *path, int ready, int check)
 {
-    g_autofree char *fds = g_strdup_printf("%d,%d", ready, check);
+    g_autofree char *fds = g_strdup_printf("%d,%d,%p", ready, check, area);
 
     execl(own_path, own_path, as, path, fds, NULL);
     _exit(2);
@@ -187,8 +190,11 @@ static void be_peer(const char *path, int ready, int check)
     execute(AS_OTHER, path, ready, check);
 }
 
-/* That program: nobody has asked it for its memory. */
-static void be_other(int ready, int check)
+/*
+ * That program: nobody has asked it for its memory.  If that is not where the
+ * first one's was, nothing is seen of whether it is left alone.
+ */
+static void be_other(int ready, int check, const void *first)
 {
     memset(area, 0x77, LEN);
     tell(ready);
@@ -198,7 +204,7 @@ static void be_other(int ready, int check)
             _exit(1);
         }
     }
-    _exit(0);
+    _exit(area == first ? 0 : CANNOT);
 }
 
 static void test_other_program(void)
@@ -215,7 +221,7 @@ static void test_other_program(void)
     peer = fork();
     if (!peer) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        /* so that @area is in the same place in both programs */
+        /* so that @area is in the same place in both programs, if it may */
         personality(ADDR_NO_RANDOMIZE);
         execute(AS_PEER, path, ready[1], check[0]);
     }
@@ -230,7 +236,12 @@ static void test_other_program(void)
     }
     tell(check[1]);
     g_assert_cmpint(waitpid(peer, &status, 0), ==, peer);
-    g_assert_cmpint(status, ==, 0);
+    g_assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == CANNOT) {
+        g_test_skip("may not choose where a program's memory is");
+    } else {
+        g_assert_cmpint(WEXITSTATUS(status), ==, 0);
+    }
     if (!stats_of(zp).cma_errors || info_of(zp).cma_error != ESRCH) {
         g_test_message("cma error %d", info_of(zp).cma_error);
         g_test_skip("may not reach the memory of the peer");
@@ -248,14 +259,16 @@ static void test_other_program(void)
 
 int main(int argc, char **argv)
 {
+    void *first;
     int fds[2];
 
     own_path = g_file_read_link("/proc/self/exe", NULL);
-    if (argc == 4 && sscanf(argv[3], "%d,%d", &fds[0], &fds[1]) == 2) {
+    if (argc == 4 &&
+        sscanf(argv[3], "%d,%d,%p", &fds[0], &fds[1], &first) == 3) {
         if (!strcmp(argv[1], AS_PEER)) {
             be_peer(argv[2], fds[0], fds[1]);
         } else {
-            be_other(fds[0], fds[1]);
+            be_other(fds[0], fds[1], first);
         }
     }
     g_test_init(&argc, &argv, NULL);
