@@ -96,6 +96,7 @@ struct IRQAffinity {
     QEMUTimer *timer;
     QEMUTimer *rescan;          /* armed: look at everything anew */
     int64_t rescanned_ns;       /* when that was done last */
+    bool unknown;               /* not all could be told then */
     GPtrArray *vcpus;           /* IRQFollowedVCPU or NULL, by index */
     uint64_t wake_ups;
     QTAILQ_HEAD(, IRQAffinityClient) clients;
