@@ -7,6 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import contextlib
+import json
 import os
 import resource
 import select
@@ -96,11 +97,17 @@ class GiveBack(unittest.TestCase):
 
     def start(self, devices, vectors, *args, more='', helper=True):
         """Start QEMU; return {device: interrupts}."""
+        irqs = {d: self.add_device(d, vectors) for d in range(devices)}
+        self.vm = self.machine(irqs, *args, more=more, helper=helper)
+        self.vm.launch()
+        return irqs
+
+    def machine(self, irqs, *args, more='', helper=True):
         use_qemu_python()
         from qemu.machine import QEMUQtestMachine
-        irqs = {d: self.add_device(d, vectors) for d in range(devices)}
         vm = QEMUQtestMachine(str(qemu_binary()), name='qemu',
                               base_temp_dir='/tmp', qmp_timer=60)
+        self.addCleanup(lambda: vm.shutdown(hard=True))
         vm.add_args('-M', 'q35', '-nodefaults', '-display', 'none')
         vm.add_args('-object', f'irq-affinity,id=a,x-host-root={self.root},'
                     'max-moves-per-s=10000,min-interval-ms=0,'
@@ -110,14 +117,7 @@ class GiveBack(unittest.TestCase):
             vm.add_args('-device', f'irq-affinity-testdev,id=dev{device},'
                         f'host={address(device)}')
         vm.add_args(*args)
-        vm.launch()
-        self.vm = vm
-        self.addCleanup(self.end)
-        return irqs
-
-    def end(self):
-        if self.vm:
-            self.vm.shutdown(hard=True)
+        return vm
 
     def log(self):
         """End QEMU, return what it said."""
@@ -625,6 +625,49 @@ class GiveBack(unittest.TestCase):
         self.assertEqual(self.info()['foreign'], 0)
         self.take_off(irqs)
         self.take_restore(peer, ORIGINAL)
+
+    # ------------------------------------------------------------------ CPR
+
+    def transfer(self, irqs, memory):
+        """To another QEMU, which takes the place of the old one: return that.
+        """
+        channels = [{'channel-type': name, 'addr': {
+            'transport': 'socket', 'type': 'unix',
+            'path': str(self.root / name)}} for name in ('main', 'cpr')]
+        old, new = self.vm, self.machine(irqs, *memory, helper=False)
+        for channel in channels:
+            new.add_args('-incoming', json.dumps(channel))
+        connect = new._post_launch
+
+        def post_launch():
+            # its monitor answers only when it has begun to receive
+            self.wait((self.root / 'cpr').exists, 'listener')
+            old.cmd('migrate-set-parameters', mode='cpr-transfer')
+            old.cmd('migrate', channels=channels)
+            connect()
+        new._post_launch = post_launch
+        new.launch()
+        self.wait(lambda: old.cmd('query-migrate').get('status') ==
+                  'completed', 'end of the migration')
+        self.vm = new
+        return old
+
+    def test_cpr_transfer(self):
+        """The new QEMU takes for their affinity what the old one left."""
+        memory = ('-object', 'memory-backend-memfd,id=m,size=64M,share=on',
+                  '-machine', 'memory-backend=m,aux-ram-share=on', '-m', '64M')
+        irqs = self.start(1, 2, *memory, helper=False)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        old = self.transfer(irqs, memory)
+        self.run_on(2)
+        self.route(irqs, 0)
+        self.follow(irqs, 2)
+        self.assertEqual(self.info()['foreign'], 0)
+        old.shutdown(hard=True)
+        self.take_off(irqs)
+        self.wait_masks(irqs, '3')
 
     # ------------------------------------------------- QEMU's own shortage
 
