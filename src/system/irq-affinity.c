@@ -394,6 +394,33 @@ static void vcpu_forget(IRQAffinity *a, unsigned index)
     }
 }
 
+/*
+ * A vCPU that owns no interrupt at the moment.  The guest can have that change
+ * all the time, and a helper opens so many events for a connection: one that
+ * it has opened is kept.
+ */
+static void vcpu_park(IRQAffinity *a, unsigned index)
+{
+    IRQFollowedVCPU *vcpu = vcpu_at(a, index);
+
+    if (!vcpu || !a->client || QTAILQ_EMPTY(&a->clients) ||
+        irq_affinity_source(vcpu) != IRQ_AFFINITY_SOURCE_PERF) {
+        vcpu_forget(a, index);
+    } else if (!vcpu->parked) {
+        vcpu->parked = true;
+        irq_watch_pause(vcpu->watch, true);
+        irq_policy_vcpu_at(a->engine, index, -1, now_ns());
+    }
+}
+
+static void vcpu_unpark(IRQAffinity *a, IRQFollowedVCPU *vcpu)
+{
+    vcpu->parked = false;
+    irq_watch_pause(vcpu->watch, false);
+    irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index,
+                       irq_watch_cpu(vcpu->watch), now_ns());
+}
+
 /* The helper may open the event; until it has, the vCPU is sampled. */
 static void ask_watch(IRQFollowedVCPU *vcpu)
 {
@@ -407,6 +434,9 @@ static void vcpu_follow(IRQAffinity *a, CPUState *cpu)
     unsigned index = cpu->cpu_index;
     IRQFollowedVCPU *vcpu = vcpu_at(a, index);
 
+    if (vcpu && vcpu->parked) {
+        vcpu_unpark(a, vcpu);
+    }
     if (vcpu && (!vcpu->watch ||
                  irq_affinity_source(vcpu) != IRQ_AFFINITY_SOURCE_NONE)) {
         return;
@@ -455,7 +485,7 @@ static void follow_owners(IRQAffinity *a)
     }
     for (unsigned i = 0; i < a->vcpus->len; i++) {
         if (!g_hash_table_contains(owners, GINT_TO_POINTER(i + 1))) {
-            vcpu_forget(a, i);
+            vcpu_park(a, i);
         }
     }
     CPU_FOREACH(cpu) {
