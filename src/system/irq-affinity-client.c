@@ -25,7 +25,7 @@
 typedef struct Pending {
     IRQHelperRequest rq;
     void *tag;              /* NULL: nobody waits for it */
-    char *path;             /* of a RESTORE's device */
+    char *path, *list;      /* of a RESTORE: its device's, as asked for */
     int proof;              /* of a RESTORE that was not sent yet, else -1 */
     QTAILQ_ENTRY(Pending) next;
 } Pending;
@@ -141,6 +141,7 @@ static void pending_free(Pending *p)
         close(p->proof);
     }
     g_free(p->path);
+    g_free(p->list);
     g_free(p);
 }
 
@@ -216,6 +217,7 @@ int irq_client_restore(IRQClient *c, void *tag, const IRQRestore *what,
     }
     p = pending_new(c, &rq, tag);
     p->path = g_strdup(what->path);
+    p->list = g_strdup(what->list);
     ret = QTAILQ_EMPTY(&c->unsent) ? send_pending(c, p, proof) : -EAGAIN;
     if (ret == -EAGAIN && !QTAILQ_EMPTY(&c->pending)) {
         /* an answer makes room; the device may be gone by then */
@@ -280,7 +282,7 @@ static void finish(IRQClient *c, Pending *p, int err, bool other, int fd)
     case IRQ_HELPER_RESTORE: {
         IRQRestore what = {
             .irq = p->rq.number, .device = p->rq.device, .path = p->path,
-            .other = other,
+            .list = p->list, .other = other,
         };
 
         c->restores--;

@@ -33,7 +33,7 @@ typedef struct IRQClient IRQClient;
  * @irq: its number
  * @device: PCI address in the host
  * @path: QOM path of the device
- * @list: of processors; not in what is told to @restored
+ * @list: of processors
  * @other: told to @restored: it got another list, as far as that was allowed
  */
 typedef struct IRQRestore {

@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qapi/error.h"
 #include "irq-affinity-host.h"
@@ -18,6 +19,7 @@ struct IRQHost {
     unsigned cpus;
     int *place;         /* by processor; the same number: near */
     GArray *possible;   /* int, the order in which per_cpu_count lists them */
+    int online_fd;      /* open: there may be no descriptor left when asked */
 };
 
 struct IRQHostIRQ {
@@ -29,7 +31,8 @@ struct IRQHostIRQ {
     bool moved;
     char *original;
     char *expected;     /* what is found if nobody else writes */
-    char *maybe;        /* or this, NULL: no */
+    GPtrArray *maybe;   /* or one of these */
+    bool maybe_original;    /* or this, for good: it may be done late */
 };
 
 static char *host_path(const IRQHost *host, const char *fmt, ...)
@@ -102,10 +105,12 @@ IRQHost *irq_host_new(const char *root, IrqAffinityLocality locality,
                       Error **errp)
 {
     IRQHost *host = g_new0(IRQHost, 1);
-    g_autofree char *path = NULL;
+    g_autofree char *path = NULL, *online = NULL;
 
     host->root = g_strdup(root ?: "");
     host->simulated = root != NULL;
+    online = host_path(host, "/sys/devices/system/cpu/online");
+    host->online_fd = qemu_open_old(online, O_RDONLY);
     path = host_path(host, "/sys/devices/system/cpu/possible");
     host->possible = read_list(path);
     if (!host->possible || !host->possible->len) {
@@ -127,6 +132,9 @@ void irq_host_free(IRQHost *host)
 {
     if (!host) {
         return;
+    }
+    if (host->online_fd >= 0) {
+        qemu_close(host->online_fd);
     }
     g_clear_pointer(&host->possible, g_array_unref);
     g_free(host->place);
@@ -152,9 +160,15 @@ GArray *irq_host_numbers(const IRQHost *host, const char *device)
 {
     g_autofree char *path = host_path(host, "/sys/bus/pci/devices/%s/msi_irqs",
                                       device);
-    GArray *numbers = g_array_new(false, false, sizeof(int));
-    GDir *dir = g_dir_open(path, 0, NULL);
+    g_autoptr(GError) err = NULL;
+    GArray *numbers;
+    GDir *dir = g_dir_open(path, 0, &err);
     const char *name;
+
+    if (!dir && !g_error_matches(err, G_FILE_ERROR, G_FILE_ERROR_NOENT)) {
+        return NULL;
+    }
+    numbers = g_array_new(false, false, sizeof(int));
 
     while (dir && (name = g_dir_read_name(dir))) {
         int number;
@@ -169,48 +183,74 @@ GArray *irq_host_numbers(const IRQHost *host, const char *device)
     return numbers;
 }
 
-static bool is_of_device(const IRQHost *host, const char *device, int irq,
-                         unsigned *vector)
+/* That there are no descriptors, or no memory, says nothing of interrupts. */
+static bool is_shortage(int err)
+{
+    return err == EMFILE || err == ENFILE || err == ENOMEM;
+}
+
+/* Returns: 0 or a positive errno. */
+static int check_device(const IRQHost *host, const char *device, int irq,
+                        unsigned *vector)
 {
     g_autofree char *path = host_path(host, "/sys/kernel/irq/%d/actions", irq);
     g_autofree char *actions = irq_text_read(path);
 
-    return actions && irq_text_action(actions, device, vector);
+    if (!actions) {
+        return errno;
+    }
+    return irq_text_action(actions, device, vector) ? 0 : ENOENT;
 }
 
-static bool open_affinity(IRQHostIRQ *irq)
+static int open_affinity(IRQHostIRQ *irq)
 {
     g_autofree char *path = host_path(irq->host,
                                       "/proc/irq/%d/smp_affinity_list",
                                       irq->number);
 
     irq->affinity_fd = qemu_open_old(path, O_RDWR);
-    if (irq->affinity_fd < 0) {
+    if (irq->affinity_fd < 0 && !is_shortage(errno)) {
         irq->write_err = errno;
         irq->affinity_fd = qemu_open_old(path, O_RDONLY);
     }
-    return irq->affinity_fd >= 0;
+    return irq->affinity_fd < 0 ? errno : 0;
+}
+
+static int open_files(IRQHostIRQ *irq, const char *device, unsigned *vector)
+{
+    g_autofree char *counts = host_path(irq->host, "/sys/kernel/irq/%d"
+                                        "/per_cpu_count", irq->number);
+    int err = open_affinity(irq);
+
+    if (err) {
+        return err;
+    }
+    irq->count_fd = qemu_open_old(counts, O_RDONLY);
+    if (irq->count_fd < 0) {
+        return errno;
+    }
+    irq->original = irq_text_read_fd(irq->affinity_fd);
+    if (!irq->original) {
+        return errno;
+    }
+    /* the files are open: only now is it known whose they are */
+    err = check_device(irq->host, device, irq->number, vector);
+    return err || irq_host_alive(irq) ? err : ENOENT;
 }
 
 IRQHostIRQ *irq_host_open(const IRQHost *host, const char *device, int number,
-                          unsigned *vector)
+                          unsigned *vector, bool *unknown)
 {
     IRQHostIRQ *irq = g_new0(IRQHostIRQ, 1);
-    g_autofree char *counts = host_path(host, "/sys/kernel/irq/%d"
-                                        "/per_cpu_count", number);
+    int err;
 
     irq->host = host;
     irq->number = number;
     irq->affinity_fd = irq->count_fd = -1;
-    if (!open_affinity(irq)) {
-        irq_host_close(irq);
-        return NULL;
-    }
-    irq->count_fd = qemu_open_old(counts, O_RDONLY);
-    irq->original = irq_text_read_fd(irq->affinity_fd);
-    /* the files are open: only now is it known whose they are */
-    if (irq->count_fd < 0 || !irq->original ||
-        !is_of_device(host, device, number, vector) || !irq_host_alive(irq)) {
+    irq->maybe = g_ptr_array_new_with_free_func(g_free);
+    err = open_files(irq, device, vector);
+    *unknown = is_shortage(err);
+    if (err) {
         irq_host_close(irq);
         return NULL;
     }
@@ -231,7 +271,7 @@ void irq_host_close(IRQHostIRQ *irq)
     }
     g_free(irq->original);
     g_free(irq->expected);
-    g_free(irq->maybe);
+    g_ptr_array_free(irq->maybe, true);
     g_free(irq);
 }
 
@@ -253,53 +293,92 @@ bool irq_host_alive(const IRQHostIRQ *irq)
 {
     g_autofree char *mask = irq_text_read_fd(irq->affinity_fd);
 
-    return mask && !simulated_gone(irq);
+    return (mask || is_shortage(errno)) && !simulated_gone(irq);
 }
 
 bool irq_host_counts(const IRQHostIRQ *irq, uint32_t *counts)
 {
     const GArray *possible = irq->host->possible;
-    g_autofree char *text = irq_text_read_fd(irq->count_fd);
+    g_autofree char *text = irq_text_read_whole(irq->count_fd);
     const char *at = text;
 
     if (!text) {
         return false;
     }
-    /* the kernel cuts the text at a page: what is missing does not count */
-    memset(counts, 0, irq->host->cpus * sizeof(*counts));
     for (unsigned i = 0; i < possible->len && (!i || *at); i++) {
-        if (qemu_strtoui(at, &at, 10, &counts[g_array_index(possible, int,
-                                                            i)])) {
+        unsigned count;
+
+        if (qemu_strtoui(at, &at, 10, &count)) {
             return false;
         }
-        at += *at == ',';
+        /* the kernel cuts the text at a page, within a number as well */
+        if (*at != ',' && *at != '\n') {
+            break;
+        }
+        counts[g_array_index(possible, int, i)] = count;
+        at++;
     }
     return true;
 }
 
+static bool is_left_of(const char *mask, const char *sent_to,
+                       const char *online)
+{
+    g_autofree unsigned long *left = irq_text_set(mask);
+    g_autofree unsigned long *gone = irq_text_set(sent_to);
+    g_autofree unsigned long *all = irq_text_set(online);
+
+    /* one processor is somebody's choice, also where there are but two */
+    if (!left || !gone || !all || bitmap_count_one(left, IRQ_CPUS_MAX) < 2 ||
+        bitmap_count_one(gone, IRQ_CPUS_MAX) != 1 ||
+        bitmap_intersects(left, gone, IRQ_CPUS_MAX)) {
+        return false;
+    }
+    bitmap_or(left, left, gone, IRQ_CPUS_MAX);
+    return !bitmap_andnot(all, all, left, IRQ_CPUS_MAX);
+}
+
 /*
  * When a processor goes offline the kernel lets the interrupts that were
- * sent to it go to all that are left.
+ * sent to it go to all that are left.  By now it may be back, or others may
+ * have gone as well.
  */
-static bool is_online_mask(const IRQHost *host, const char *mask)
+static bool is_reset(const IRQHostIRQ *irq, const char *mask)
 {
-    g_autofree char *path = host_path(host, "/sys/devices/system/cpu/online");
-    g_autofree char *online = irq_text_read(path);
+    g_autofree char *online = irq_text_read_fd(irq->host->online_fd);
 
-    return online && g_str_equal(online, mask);
+    if (!online) {
+        return false;
+    }
+    if (g_str_equal(online, mask) ||
+        is_left_of(mask, irq->expected, online)) {
+        return true;
+    }
+    for (unsigned i = 0; i < irq->maybe->len; i++) {
+        if (is_left_of(mask, g_ptr_array_index(irq->maybe, i), online)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_known(const IRQHostIRQ *irq, const char *mask)
+{
+    return g_str_equal(mask, irq->expected) ||
+           (irq->maybe_original && g_str_equal(mask, irq->original)) ||
+           g_ptr_array_find_with_equal_func(irq->maybe, mask, g_str_equal,
+                                            NULL);
 }
 
 IRQMask irq_host_mask(const IRQHostIRQ *irq)
 {
     g_autofree char *mask = irq_text_read_fd(irq->affinity_fd);
 
-    if (!mask || g_str_equal(mask, irq->expected) ||
-        !g_strcmp0(mask, irq->maybe)) {
+    if (!mask || is_known(irq, mask)) {
         /* if it is gone, the write will tell */
         return IRQ_MASK_KNOWN;
     }
-    return is_online_mask(irq->host, mask) ? IRQ_MASK_RESET
-                                           : IRQ_MASK_FOREIGN;
+    return is_reset(irq, mask) ? IRQ_MASK_RESET : IRQ_MASK_FOREIGN;
 }
 
 static int write_mask(IRQHostIRQ *irq, const char *mask)
@@ -316,18 +395,26 @@ static int write_mask(IRQHostIRQ *irq, const char *mask)
     return irq_text_write(irq->affinity_fd, mask);
 }
 
-void irq_host_moved(IRQHostIRQ *irq, int cpu)
+static void expect(IRQHostIRQ *irq, char *mask)
 {
     g_free(irq->expected);
-    irq->expected = g_strdup_printf("%d", cpu);
-    g_clear_pointer(&irq->maybe, g_free);
+    irq->expected = mask;
+    g_ptr_array_set_size(irq->maybe, 0);
+}
+
+void irq_host_moved(IRQHostIRQ *irq, int cpu)
+{
+    expect(irq, g_strdup_printf("%d", cpu));
     irq->moved = true;
 }
 
 void irq_host_maybe_moved(IRQHostIRQ *irq, int cpu)
 {
-    g_free(irq->maybe);
-    irq->maybe = g_strdup_printf("%d", cpu);
+    g_autofree char *mask = g_strdup_printf("%d", cpu);
+
+    if (!is_known(irq, mask)) {
+        g_ptr_array_add(irq->maybe, g_steal_pointer(&mask));
+    }
     irq->moved = true;
 }
 
@@ -336,19 +423,27 @@ void irq_host_returned(IRQHostIRQ *irq)
     char *mask = irq_text_read_fd(irq->affinity_fd);
 
     irq->moved = false;
-    g_clear_pointer(&irq->maybe, g_free);
     if (mask) {
+        irq->maybe_original = false;
         g_free(irq->original);
-        g_free(irq->expected);
         irq->original = mask;
-        irq->expected = g_strdup(mask);
+        expect(irq, g_strdup(mask));
     }
 }
 
 void irq_host_maybe_returned(IRQHostIRQ *irq)
 {
-    g_free(irq->maybe);
-    irq->maybe = g_strdup(irq->original);
+    irq->maybe_original = true;
+}
+
+bool irq_host_adopt(IRQHostIRQ *irq, const char *list)
+{
+    g_autofree char *mask = irq_text_read_fd(irq->affinity_fd);
+
+    g_free(irq->original);
+    irq->original = g_strdup(list);
+    irq->maybe_original = true;
+    return irq->moved && !g_strcmp0(mask, list);
 }
 
 bool irq_host_was_moved(const IRQHostIRQ *irq)
@@ -382,9 +477,7 @@ int irq_host_restore(IRQHostIRQ *irq)
     ret = write_mask(irq, irq->original);
     if (!ret) {
         irq->moved = false;
-        g_free(irq->expected);
-        irq->expected = g_strdup(irq->original);
-        g_clear_pointer(&irq->maybe, g_free);
+        expect(irq, g_strdup(irq->original));
     }
     return ret;
 }

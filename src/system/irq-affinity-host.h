@@ -57,7 +57,7 @@ bool irq_host_near(const IRQHost *host, int a, int b);
  * @host: the host
  * @device: its address there
  *
- * Returns: (transfer full): array of int.
+ * Returns: (transfer full): array of int; NULL if they cannot be told.
  */
 GArray *irq_host_numbers(const IRQHost *host, const char *device);
 
@@ -67,12 +67,14 @@ GArray *irq_host_numbers(const IRQHost *host, const char *device);
  * @device: address of the device
  * @irq: its number
  * @vector: set to the number of the vector
+ * @unknown: set to whether it cannot be told, for want of descriptors or
+ *           memory
  *
  * Returns: to be closed with irq_host_close(); NULL if it is not one of the
- * device, or any more.
+ * device, or any more, or @unknown.
  */
 IRQHostIRQ *irq_host_open(const IRQHost *host, const char *device, int irq,
-                          unsigned *vector);
+                          unsigned *vector, bool *unknown);
 
 /**
  * irq_host_close: let it go, as it is; or NULL
@@ -92,7 +94,8 @@ bool irq_host_alive(const IRQHostIRQ *irq);
 /**
  * irq_host_counts: how often each processor took it
  * @irq: the interrupt
- * @counts: irq_host_cpus() numbers, modulo 2^32
+ * @counts: irq_host_cpus() numbers, modulo 2^32; those that the host does not
+ *          tell stay as they are
  *
  * Returns: false if they cannot be read.
  */
@@ -118,7 +121,7 @@ void irq_host_moved(IRQHostIRQ *irq, int cpu);
 /**
  * irq_host_maybe_moved: somebody was to send it to @cpu, and may have
  *
- * Either is then taken for what it was left with.
+ * Either is then taken for what it was left with; so are several such.
  */
 void irq_host_maybe_moved(IRQHostIRQ *irq, int cpu);
 
@@ -136,12 +139,22 @@ void irq_host_returned(IRQHostIRQ *irq);
 void irq_host_maybe_returned(IRQHostIRQ *irq);
 
 /**
+ * irq_host_adopt: somebody gave it @list, before or after what was done to it
+ * here since
+ *
+ * That is its own affinity then, whatever it had when it was opened.
+ *
+ * Returns: whether it was moved and is not any more.
+ */
+bool irq_host_adopt(IRQHostIRQ *irq, const char *list);
+
+/**
  * irq_host_was_moved: whether it was moved, and not restored
  */
 bool irq_host_was_moved(const IRQHostIRQ *irq);
 
 /**
- * irq_host_original: its affinity when it was opened, a list of processors
+ * irq_host_original: its own affinity, a list of processors
  */
 const char *irq_host_original(const IRQHostIRQ *irq);
 

@@ -48,7 +48,8 @@ typedef struct IRQFollowed {
  * struct IRQFollowedVCPU: one vCPU
  * @affinity: the object
  * @cpu: the vCPU
- * @watch: its thread, NULL: it shares it with another, or owns no vector
+ * @watch: its thread, NULL: it shares it with another
+ * @parked: it owns no vector, only its event is kept
  * @sampled_run_ns: run time when sampled last
  * @sample_due_ns: when to sample again
  * @sample_step_ns: time between samples, longer while it sleeps
@@ -57,6 +58,7 @@ typedef struct IRQFollowedVCPU {
     IRQAffinity *affinity;
     CPUState *cpu;
     IRQWatch *watch;
+    bool parked;
     uint64_t sampled_run_ns;
     int64_t sample_due_ns;
     int64_t sample_step_ns;
@@ -96,6 +98,7 @@ struct IRQAffinity {
     QEMUTimer *timer;
     QEMUTimer *rescan;          /* armed: look at everything anew */
     int64_t rescanned_ns;       /* when that was done last */
+    bool unknown;               /* not all could be told then */
     GPtrArray *vcpus;           /* IRQFollowedVCPU or NULL, by index */
     uint64_t wake_ups;
     QTAILQ_HEAD(, IRQAffinityClient) clients;

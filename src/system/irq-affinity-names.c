@@ -7,34 +7,49 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "system/irq-affinity-names.h"
 
-char *irq_text_read_fd(int fd)
+char *irq_text_read_whole(int fd)
 {
-    g_autofree char *text = g_malloc(IRQ_TEXT_MAX + 1);
+    char *text = g_malloc(IRQ_TEXT_MAX + 1);
     ssize_t len;
 
     do {
         len = pread(fd, text, IRQ_TEXT_MAX, 0);
     } while (len < 0 && errno == EINTR);
     if (len < 0) {
+        int err = errno;
+
+        g_free(text);
+        errno = err;
         return NULL;
     }
     text[len] = 0;
-    return g_strdup(g_strstrip(text));
+    return text;
+}
+
+char *irq_text_read_fd(int fd)
+{
+    g_autofree char *text = irq_text_read_whole(fd);
+
+    return text ? g_strdup(g_strstrip(text)) : NULL;
 }
 
 char *irq_text_read(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     char *text;
+    int err;
 
     if (fd < 0) {
         return NULL;
     }
     text = irq_text_read_fd(fd);
+    err = errno;
     close(fd);
+    errno = err;
     return text;
 }
 
@@ -63,6 +78,21 @@ GArray *irq_text_cpus(const char *text)
         text += *text == ',';
     }
     return g_steal_pointer(&list);
+}
+
+unsigned long *irq_text_set(const char *text)
+{
+    g_autoptr(GArray) list = irq_text_cpus(text);
+    unsigned long *set;
+
+    if (!list) {
+        return NULL;
+    }
+    set = bitmap_new(IRQ_CPUS_MAX);
+    for (unsigned i = 0; i < list->len; i++) {
+        set_bit(g_array_index(list, int, i), set);
+    }
+    return set;
 }
 
 bool irq_text_action(const char *actions, const char *device,

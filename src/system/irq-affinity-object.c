@@ -121,7 +121,7 @@ static IrqAffinityVcpuList *vcpu_list(const IRQAffinity *a)
         IrqAffinityVcpu *info;
         int cpu = irq_policy_vcpu_cpu(a->engine, i);
 
-        if (!vcpu) {
+        if (!vcpu || vcpu->parked) {
             continue;
         }
         info = g_new0(IrqAffinityVcpu, 1);

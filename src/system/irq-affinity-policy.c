@@ -207,6 +207,7 @@ static void vector_look(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
     uint32_t most = 0;
     uint64_t sum = 0, forwards = 0;
 
+    memcpy(p->scratch, v->counts, p->cpus * sizeof(*v->counts));
     if (!p->world->counts(p->opaque, v, p->scratch)) {
         return;
     }
@@ -299,12 +300,9 @@ static void vector_refused(IRQPolicy *p, IRQVector *v, int err, int64_t now_ns)
                                IRQ_POLICY_BACKOFF_MAX_NS);
 }
 
-void irq_policy_moved(IRQPolicy *p, IRQVector *v, int cpu, int err,
-                      int64_t now_ns)
+static void move_ended(IRQPolicy *p, IRQVector *v, int cpu, int err,
+                       int64_t now_ns)
 {
-    bool waited = v->pending;
-
-    v->pending = false;
     if (err) {
         vector_refused(p, v, -err, now_ns);
     } else {
@@ -315,20 +313,36 @@ void irq_policy_moved(IRQPolicy *p, IRQVector *v, int cpu, int err,
         v->moves++;
         p->stats.moves++;
     }
-    if (waited) {
-        /* its vCPU may have gone on */
-        group_due(p, v->vcpu, now_ns);
-    }
+}
+
+static void request_ended(IRQVector *v)
+{
+    g_assert(v->pending);
+    v->pending--;
+}
+
+void irq_policy_moved(IRQPolicy *p, IRQVector *v, int cpu, int err,
+                      int64_t now_ns)
+{
+    request_ended(v);
+    move_ended(p, v, cpu, err, now_ns);
+    /* its vCPU may have gone on */
+    group_due(p, v->vcpu, now_ns);
 }
 
 void irq_policy_returning(IRQPolicy *p, IRQVector *v)
 {
-    v->pending = true;
+    v->pending++;
 }
 
 void irq_policy_returned(IRQPolicy *p, IRQVector *v, int64_t now_ns)
 {
-    v->pending = false;
+    request_ended(v);
+    irq_policy_astray(p, v, now_ns);
+}
+
+void irq_policy_astray(IRQPolicy *p, IRQVector *v, int64_t now_ns)
+{
     v->target = -1;
     group_due(p, v->vcpu, now_ns);
 }
@@ -370,9 +384,9 @@ static void vector_move(IRQPolicy *p, IRQVector *v, int cpu, int64_t now_ns)
     budget_take(p, now_ns);
     ret = p->world->move(p->opaque, v, cpu);
     if (ret == -EINPROGRESS) {
-        v->pending = true;
+        v->pending++;
     } else {
-        irq_policy_moved(p, v, cpu, ret, now_ns);
+        move_ended(p, v, cpu, ret, now_ns);
     }
 }
 

@@ -118,14 +118,12 @@ static bool has_ended(const IRQWatch *w)
  * opened the event may have its pages as well, and change them at any time: no
  * more is read than there is.
  */
-static void perf_read(void *opaque)
+static bool take_records(IRQWatch *w, int *cpu)
 {
-    IRQWatch *w = opaque;
     struct perf_event_mmap_page *control = w->ring;
     uint64_t head = qatomic_load_acquire(&control->data_head);
     uint64_t tail = qatomic_read(&control->data_tail);
     bool found = head != tail;
-    int cpu = -1;
 
     if (head - tail > page_size()) {
         tail = head;
@@ -142,18 +140,30 @@ static void perf_read(void *opaque)
         if (header.type == PERF_RECORD_SAMPLE &&
             header.size >= sizeof(record)) {
             copy_out(w, tail, &record, sizeof(record));
-            cpu = record.cpu;
+            *cpu = record.cpu;
         } else if (header.type == PERF_RECORD_LOST) {
-            cpu = irq_watch_cpu(w);
+            *cpu = irq_watch_cpu(w);
         }
         tail += header.size;
     }
     /* pairs with the kernel's reading of data_tail before it overwrites */
     qatomic_store_release(&control->data_tail, tail);
-    if (!found && has_ended(w)) {
-        drop_event(w);
-        w->func(w->opaque, irq_watch_cpu(w));
-        return;
+    return found;
+}
+
+static void perf_read(void *opaque)
+{
+    IRQWatch *w = opaque;
+    int cpu = -1;
+
+    if (!take_records(w, &cpu)) {
+        if (has_ended(w)) {
+            drop_event(w);
+            w->func(w->opaque, irq_watch_cpu(w));
+            return;
+        }
+        /* what came before that asked does not make it readable again */
+        take_records(w, &cpu);
     }
     if (cpu >= 0) {
         w->func(w->opaque, cpu);
@@ -192,6 +202,21 @@ bool irq_watch_use_perf(IRQWatch *w, int fd)
     w->perf_fd = fd;
     qemu_set_fd_handler(fd, perf_read, NULL, w);
     return true;
+}
+
+void irq_watch_pause(IRQWatch *w, bool pause)
+{
+    struct perf_event_mmap_page *control = w->ring;
+
+    if (w->perf_fd < 0) {
+        return;
+    }
+    if (!pause) {
+        /* the last of these need not be the last move: the ring may be full */
+        qatomic_store_release(&control->data_tail,
+                              qatomic_load_acquire(&control->data_head));
+    }
+    qemu_set_fd_handler(w->perf_fd, pause ? NULL : perf_read, NULL, w);
 }
 
 IRQWatch *irq_watch_new(const char *root, int tid, bool own_perf,

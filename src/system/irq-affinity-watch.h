@@ -61,6 +61,15 @@ IrqAffinitySource irq_watch_source(const IRQWatch *w);
 bool irq_watch_use_perf(IRQWatch *w, int fd);
 
 /**
+ * irq_watch_pause: do not tell of moves for a while, or do so again
+ * @w: the watch
+ * @pause: which
+ *
+ * The event stays open.  What it tells after a pause is of moves after that.
+ */
+void irq_watch_pause(IRQWatch *w, bool pause);
+
+/**
  * irq_watch_cpu: where the thread ran last
  *
  * Returns: -1 if that cannot be told.

@@ -26,6 +26,9 @@
 /* Least time between two looks at everything: the guest can ask for them */
 #define RESCAN_MIN_NS (20 * SCALE_MS)
 
+/* Until everything is looked at again when something could not be told */
+#define RESCAN_UNKNOWN_NS (1000 * SCALE_MS)
+
 /* Longest time between two samples of a vCPU that sleeps */
 #define SAMPLE_MAX_NS (1000 * SCALE_MS)
 
@@ -50,10 +53,8 @@ static int64_t now_ns(void)
 
 static void rescan_soon(IRQAffinity *a)
 {
-    if (!timer_pending(a->rescan)) {
-        timer_mod_ns(a->rescan, MAX(now_ns(),
-                                    a->rescanned_ns + RESCAN_MIN_NS));
-    }
+    timer_mod_anticipate_ns(a->rescan, MAX(now_ns(),
+                                           a->rescanned_ns + RESCAN_MIN_NS));
 }
 
 static const char *object_id(IRQAffinity *a)
@@ -237,6 +238,7 @@ static void give_back(IRQFollowed *f)
     if (!is_ours(f)) {
         return;
     }
+    irq_policy_returning(a->engine, &f->v);
     if (a->client) {
         /* its owner may be gone, and may be held to few processors */
         ret = irq_client_restore(a->client, f, &what,
@@ -245,9 +247,7 @@ static void give_back(IRQFollowed *f)
     } else {
         ret = irq_host_restore(f->host);
     }
-    if (ret == -EINPROGRESS) {
-        irq_policy_returning(a->engine, &f->v);
-    } else {
+    if (ret != -EINPROGRESS) {
         told_return(a, &what, -ret);
         irq_policy_returned(a->engine, &f->v, now_ns());
     }
@@ -394,6 +394,33 @@ static void vcpu_forget(IRQAffinity *a, unsigned index)
     }
 }
 
+/*
+ * A vCPU that owns no interrupt at the moment.  The guest can have that change
+ * all the time, and a helper opens so many events for a connection: one that
+ * it has opened is kept.
+ */
+static void vcpu_park(IRQAffinity *a, unsigned index)
+{
+    IRQFollowedVCPU *vcpu = vcpu_at(a, index);
+
+    if (!vcpu || !a->client || QTAILQ_EMPTY(&a->clients) ||
+        irq_affinity_source(vcpu) != IRQ_AFFINITY_SOURCE_PERF) {
+        vcpu_forget(a, index);
+    } else if (!vcpu->parked) {
+        vcpu->parked = true;
+        irq_watch_pause(vcpu->watch, true);
+        irq_policy_vcpu_at(a->engine, index, -1, now_ns());
+    }
+}
+
+static void vcpu_unpark(IRQAffinity *a, IRQFollowedVCPU *vcpu)
+{
+    vcpu->parked = false;
+    irq_watch_pause(vcpu->watch, false);
+    irq_policy_vcpu_at(a->engine, vcpu->cpu->cpu_index,
+                       irq_watch_cpu(vcpu->watch), now_ns());
+}
+
 /* The helper may open the event; until it has, the vCPU is sampled. */
 static void ask_watch(IRQFollowedVCPU *vcpu)
 {
@@ -405,11 +432,16 @@ static void ask_watch(IRQFollowedVCPU *vcpu)
 static void vcpu_follow(IRQAffinity *a, CPUState *cpu)
 {
     unsigned index = cpu->cpu_index;
-    IRQFollowedVCPU *vcpu;
+    IRQFollowedVCPU *vcpu = vcpu_at(a, index);
 
-    if (vcpu_at(a, index)) {
+    if (vcpu && vcpu->parked) {
+        vcpu_unpark(a, vcpu);
+    }
+    if (vcpu && (!vcpu->watch ||
+                 irq_affinity_source(vcpu) != IRQ_AFFINITY_SOURCE_NONE)) {
         return;
     }
+    vcpu_forget(a, index);      /* its files could not be opened */
     if (index >= a->vcpus->len) {
         g_ptr_array_set_size(a->vcpus, index + 1);
     }
@@ -423,6 +455,7 @@ static void vcpu_follow(IRQAffinity *a, CPUState *cpu)
     }
     vcpu->watch = irq_watch_new(a->host_root, cpu->thread_id, !a->client,
                                 vcpu_seen, vcpu);
+    a->unknown |= irq_affinity_source(vcpu) == IRQ_AFFINITY_SOURCE_NONE;
     if (irq_watch_source(vcpu->watch) == IRQ_AFFINITY_SOURCE_SAMPLE) {
         vcpu->sample_due_ns = now_ns();
         ask_watch(vcpu);
@@ -452,7 +485,7 @@ static void follow_owners(IRQAffinity *a)
     }
     for (unsigned i = 0; i < a->vcpus->len; i++) {
         if (!g_hash_table_contains(owners, GINT_TO_POINTER(i + 1))) {
-            vcpu_forget(a, i);
+            vcpu_park(a, i);
         }
     }
     CPU_FOREACH(cpu) {
@@ -616,13 +649,32 @@ static IRQFollowed *vector_get(IRQAffinityClient *c, unsigned vector)
     return g_ptr_array_index(c->vectors, vector);
 }
 
+/* Nothing can be told of interrupt @number, or of all: -1. */
+static void scan_unknown(IRQAffinityClient *c, int number)
+{
+    c->affinity->unknown = true;
+    for (unsigned i = 0; i < c->vectors->len; i++) {
+        IRQFollowed *f = vector_get(c, i);
+
+        if (f->host && (number < 0 || irq_host_number(f->host) == number)) {
+            f->seen = irq_host_alive(f->host);
+        }
+    }
+}
+
 static void scan_interrupt(IRQAffinityClient *c, int number)
 {
     IRQAffinity *a = c->affinity;
     unsigned vector = 0;
-    IRQHostIRQ *host = irq_host_open(a->host, c->host, number, &vector);
+    bool unknown;
+    IRQHostIRQ *host = irq_host_open(a->host, c->host, number, &vector,
+                                     &unknown);
     IRQFollowed *f;
 
+    if (unknown) {
+        scan_unknown(c, number);
+        return;
+    }
     if (!host || vector >= c->source->vectors(c->opaque)) {
         irq_host_close(host);
         return;
@@ -661,7 +713,10 @@ static void scan_client(IRQAffinityClient *c, const GArray *list)
     for (unsigned i = 0; i < c->vectors->len; i++) {
         vector_get(c, i)->seen = false;
     }
-    for (unsigned i = 0; i < numbers->len; i++) {
+    if (!numbers) {
+        scan_unknown(c, -1);
+    }
+    for (unsigned i = 0; numbers && i < numbers->len; i++) {
         scan_interrupt(c, g_array_index(numbers, int, i));
     }
     for (unsigned i = 0; i < c->vectors->len; i++) {
@@ -685,12 +740,18 @@ static void rescan_cb(void *opaque)
     IRQAffinityClient *c;
     g_autoptr(GArray) list = destinations();
 
-    a->rescanned_ns = now_ns();
+    a->unknown = false;
     QTAILQ_FOREACH(c, &a->clients, next) {
         scan_client(c, list);
     }
     follow_owners(a);
     trace_irq_affinity_rescan(object_id(a));
+    /* from its end: it takes time */
+    a->rescanned_ns = now_ns();
+    if (a->unknown) {
+        timer_mod_anticipate_ns(a->rescan,
+                                a->rescanned_ns + RESCAN_UNKNOWN_NS);
+    }
     run(a);
 }
 
@@ -760,23 +821,35 @@ static void helper_watched(void *opaque, void *tag, int fd)
     }
 }
 
-/*
- * By now another object may have the device, and may have taken for its own
- * affinity what it was about to lose.
- */
-static void adopt(const IRQRestore *what)
+/* @f took for its own affinity what it was about to lose. */
+static void adopt_vector(IRQFollowed *f, const IRQRestore *what, int err)
+{
+    IRQAffinity *a = f->client->affinity;
+
+    if (!f->v.pending && !irq_host_was_moved(f->host)) {
+        irq_host_returned(f->host);
+    } else if (!err && irq_host_adopt(f->host, what->list) && !f->v.pending) {
+        irq_policy_astray(a->engine, &f->v, now_ns());
+        run(a);
+    }
+}
+
+/* By now another object may have the device, or the same one anew. */
+static void adopt(const IRQRestore *what, int err)
 {
     IRQAffinity *a;
     IRQAffinityClient *c;
 
     QTAILQ_FOREACH(a, &all, next) {
         QTAILQ_FOREACH(c, &a->clients, next) {
+            if (!g_str_equal(c->host, what->device)) {
+                continue;
+            }
             for (unsigned i = 0; i < c->vectors->len; i++) {
                 IRQFollowed *f = vector_get(c, i);
 
-                if (f->host && irq_host_number(f->host) == what->irq &&
-                    !irq_host_was_moved(f->host)) {
-                    irq_host_returned(f->host);
+                if (f->host && irq_host_number(f->host) == what->irq) {
+                    adopt_vector(f, what, err);
                 }
             }
         }
@@ -791,7 +864,7 @@ static void helper_restored(void *opaque, void *tag, const IRQRestore *what,
 
     told_return(a, what, err);
     if (!f) {
-        adopt(what);
+        adopt(what, err);
         return;
     }
     if (!err) {

@@ -7,7 +7,10 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import contextlib
+import json
 import os
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 import unittest
+from collections import namedtuple
 from pathlib import Path
 
 from hotpath_paths import qemu_binary, qemu_build, use_qemu_python
@@ -25,6 +29,8 @@ VECTORS = 64            # of a device
 PATIENCE_S = 60
 ORIGINAL = '0-2'
 CPU_SELECTOR, CPU_FLAGS, CPU_EJECT = 0xcd8, 0xcdc, 8     # of ICH9's ACPI
+HELLO, MOVE, RESTORE = 1, 2, 3
+Request = namedtuple('Request', 'op id number cpu list')
 # field 39 is the processor
 STAT = '1 (CPU) S ' + ' '.join(map(str, range(4, 39))) + ' {} 40 41\n'
 
@@ -91,11 +97,17 @@ class GiveBack(unittest.TestCase):
 
     def start(self, devices, vectors, *args, more='', helper=True):
         """Start QEMU; return {device: interrupts}."""
+        irqs = {d: self.add_device(d, vectors) for d in range(devices)}
+        self.vm = self.machine(irqs, *args, more=more, helper=helper)
+        self.vm.launch()
+        return irqs
+
+    def machine(self, irqs, *args, more='', helper=True):
         use_qemu_python()
         from qemu.machine import QEMUQtestMachine
-        irqs = {d: self.add_device(d, vectors) for d in range(devices)}
         vm = QEMUQtestMachine(str(qemu_binary()), name='qemu',
                               base_temp_dir='/tmp', qmp_timer=60)
+        self.addCleanup(lambda: vm.shutdown(hard=True))
         vm.add_args('-M', 'q35', '-nodefaults', '-display', 'none')
         vm.add_args('-object', f'irq-affinity,id=a,x-host-root={self.root},'
                     'max-moves-per-s=10000,min-interval-ms=0,'
@@ -105,14 +117,7 @@ class GiveBack(unittest.TestCase):
             vm.add_args('-device', f'irq-affinity-testdev,id=dev{device},'
                         f'host={address(device)}')
         vm.add_args(*args)
-        vm.launch()
-        self.vm = vm
-        self.addCleanup(self.end)
-        return irqs
-
-    def end(self):
-        if self.vm:
-            self.vm.shutdown(hard=True)
+        return vm
 
     def log(self):
         """End QEMU, return what it said."""
@@ -441,6 +446,280 @@ class GiveBack(unittest.TestCase):
                         data = peer.recv(512)
             self.assertEqual((len(data), data[:4]),
                              (256, (1).to_bytes(4, sys.byteorder)))
+
+    # ------------------------------------- a helper that this process plays
+
+    def play_helper(self):
+        """Listen; answers are given by the test, when it likes."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.addCleanup(listener.close)
+        listener.bind(self.socket)
+        listener.listen()
+        listener.settimeout(PATIENCE_S)
+        return listener
+
+    def accept(self, listener):
+        peer, _ = listener.accept()
+        self.addCleanup(peer.close)
+        peer.settimeout(PATIENCE_S)
+        hello = self.take(peer)
+        self.assertEqual(hello.op, HELLO)
+        peer.send(struct.pack('=4I', HELLO, hello.id, 0, 1))
+        return peer
+
+    @staticmethod
+    def take(peer):
+        """Return the next request."""
+        data, fds, _, _ = socket.recv_fds(peer, 256, 1)
+        for fd in fds:
+            os.close(fd)
+        fields = struct.unpack('=6I24s208s', data)
+        return Request(*fields[:4], fields[7].rstrip(b'\0').decode())
+
+    def take_move(self, peer, cpu):
+        request = self.take(peer)
+        self.assertEqual((request.op, request.cpu), (MOVE, cpu))
+        return request
+
+    def take_restore(self, peer, cpus):
+        request = self.take(peer)
+        self.assertEqual((request.op, request.list), (RESTORE, cpus))
+        return request
+
+    def do(self, request):
+        self.put(f'proc/irq/{request.number}/smp_affinity_list',
+                 f'{request.cpu if request.op == MOVE else request.list}\n')
+
+    @staticmethod
+    def answer(peer, request):
+        peer.send(struct.pack('=4I', request.op, request.id, 0, 0))
+
+    def interrupt_until(self, irqs, cpu, check):
+        """Interrupts occur on CPU 0, the vCPUs run on @cpu."""
+        self.count = getattr(self, 'count', 1)
+        end = time.monotonic() + PATIENCE_S
+        while not check():
+            self.assertLess(time.monotonic(), end, str(self.info())[:3000])
+            self.count += 1
+            for numbers in irqs.values():
+                for number in numbers:
+                    self.put(f'sys/kernel/irq/{number}/per_cpu_count',
+                             f'{self.count},0,0,0\n')
+            self.run_on(cpu)
+            time.sleep(0.005)
+
+    def start_played(self, cpu):
+        """One interrupt is sent to @cpu: return it and the connection."""
+        listener = self.play_helper()
+        irqs = self.start(1, 1)
+        self.run_on(cpu)
+        self.route(irqs, 0)
+        self.set(0, 'irq-affinity', 'a')
+        peer = self.accept(listener)
+        request = self.take_after(irqs, cpu, peer)
+        self.do(request)
+        self.answer(peer, request)
+        self.wait(lambda: self.vector().get('sent-to') == cpu, 'answer')
+        return irqs, listener, peer
+
+    def take_after(self, irqs, cpu, peer):
+        """Return the move that comes as the vCPU runs on @cpu."""
+        self.interrupt_until(irqs, cpu, lambda: self.is_asked(peer))
+        return self.take_move(peer, cpu)
+
+    @staticmethod
+    def is_asked(peer):
+        return bool(select.select([peer], [], [], 0)[0])
+
+    def vector(self):
+        return self.info()['vectors'][0]
+
+    def route_to_nobody(self):
+        """And wait until it is given back."""
+        self.set(0, 'route', f'0={0xfee00000 | 9 << 12:#x}:0x41')
+
+    def test_move_return_move(self):
+        """No further move while one and a return are under way."""
+        irqs, _, peer = self.start_played(3)
+        move = self.take_after(irqs, 2, peer)
+        self.route_to_nobody()
+        restore = self.take_restore(peer, ORIGINAL)
+        self.route(irqs, 0)
+        self.wait(lambda: 'vcpu' in self.vector(), 'owner')
+        notices = self.info()['vcpus'][0]['notices']
+        self.interrupt_until(
+            irqs, 1, lambda: self.info()['vcpus'][0]['notices'] > notices)
+        moves = self.vector()['moves']
+        self.do(move)
+        self.answer(peer, move)
+        self.wait(lambda: self.vector()['moves'] > moves, 'answer')
+        self.assertFalse(self.is_asked(peer), 'another move')
+        self.do(restore)
+        self.answer(peer, restore)
+        # what it gets back is still what it had
+        move = self.take_after(irqs, 1, peer)
+        self.do(move)
+        self.answer(peer, move)
+        self.wait(lambda: self.vector().get('sent-to') == 1, 'answer')
+        self.take_off(irqs)
+        self.do(self.take_restore(peer, ORIGINAL))
+        self.assertEqual(self.mask(*irqs[0]), ORIGINAL)
+
+    def test_taken_up_again(self):
+        """Given an object anew before what the last one asked for is done."""
+        irqs, _, peer = self.start_played(3)
+        self.take_off(irqs)
+        restore = self.take_restore(peer, ORIGINAL)
+        self.set(0, 'irq-affinity', 'a')    # the mask is 3
+        move = self.take_after(irqs, 2, peer)
+        self.do(restore)
+        self.do(move)
+        self.answer(peer, restore)
+        self.answer(peer, move)
+        self.wait(lambda: self.vector().get('sent-to') == 2, 'answer')
+        self.take_off(irqs)
+        self.do(self.take_restore(peer, ORIGINAL))
+
+    def test_given_to_another(self):
+        """As before, by another object, whose move comes first."""
+        irqs, listener, peer = self.start_played(3)
+        self.take_off(irqs)
+        restore = self.take_restore(peer, ORIGINAL)
+        self.vm.cmd('object-add', **{
+            'qom-type': 'irq-affinity', 'id': 'b', 'helper': self.socket,
+            'x-host-root': str(self.root), 'sample-interval-ms': 1,
+            'min-interval-ms': 0})
+        self.info = lambda: [i for i in self.vm.cmd('query-irq-affinity')
+                             if i['id'] == 'b'][0]
+        self.set(0, 'irq-affinity', 'b')
+        other = self.accept(listener)
+        move = self.take_after(irqs, 2, other)
+        self.do(move)
+        self.answer(other, move)
+        self.wait(lambda: self.vector().get('sent-to') == 2, 'answer')
+        self.do(restore)
+        self.answer(peer, restore)
+        # it is not where it was sent: once more
+        move = self.take_after(irqs, 2, other)
+        self.do(move)
+        self.answer(other, move)
+        self.wait(lambda: self.vector()['moves'] == 2, 'answer')
+        self.assertEqual(self.info()['foreign'], 0)
+        self.take_off(irqs)
+        self.take_restore(other, ORIGINAL)
+
+    def test_lost_move_and_return(self):
+        """Neither is answered, the first of them was done."""
+        irqs, listener, peer = self.start_played(3)
+        move = self.take_after(irqs, 2, peer)
+        self.route_to_nobody()
+        self.take_restore(peer, ORIGINAL)
+        self.do(move)
+        peer.close()
+        peer = self.accept(listener)
+        self.route(irqs, 0)
+        move = self.take_after(irqs, 1, peer)
+        self.do(move)
+        self.answer(peer, move)
+        self.wait(lambda: self.vector().get('sent-to') == 1, 'answer')
+        self.assertEqual(self.info()['foreign'], 0)
+        self.take_off(irqs)
+        self.take_restore(peer, ORIGINAL)
+
+    # ------------------------------------------------------------------ CPR
+
+    def transfer(self, irqs, memory):
+        """To another QEMU, which takes the place of the old one: return that.
+        """
+        channels = [{'channel-type': name, 'addr': {
+            'transport': 'socket', 'type': 'unix',
+            'path': str(self.root / name)}} for name in ('main', 'cpr')]
+        old, new = self.vm, self.machine(irqs, *memory, helper=False)
+        for channel in channels:
+            new.add_args('-incoming', json.dumps(channel))
+        connect = new._post_launch
+
+        def post_launch():
+            # its monitor answers only when it has begun to receive
+            self.wait((self.root / 'cpr').exists, 'listener')
+            old.cmd('migrate-set-parameters', mode='cpr-transfer')
+            old.cmd('migrate', channels=channels)
+            connect()
+        new._post_launch = post_launch
+        new.launch()
+        self.wait(lambda: old.cmd('query-migrate').get('status') ==
+                  'completed', 'end of the migration')
+        self.vm = new
+        return old
+
+    def test_cpr_transfer(self):
+        """The new QEMU takes for their affinity what the old one left."""
+        memory = ('-object', 'memory-backend-memfd,id=m,size=64M,share=on',
+                  '-machine', 'memory-backend=m,aux-ram-share=on', '-m', '64M')
+        irqs = self.start(1, 2, *memory, helper=False)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        old = self.transfer(irqs, memory)
+        self.run_on(2)
+        self.route(irqs, 0)
+        self.follow(irqs, 2)
+        self.assertEqual(self.info()['foreign'], 0)
+        old.shutdown(hard=True)
+        self.take_off(irqs)
+        self.wait_masks(irqs, '3')
+
+    # ------------------------------------------------- QEMU's own shortage
+
+    def set_descriptors(self, more):
+        """Let QEMU open @more files, None: as many as it likes."""
+        pid = self.vm.get_pid()
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = {int(fd) for fd in os.listdir(f'/proc/{pid}/fd')}
+        free = [fd for fd in range(limits[1]) if fd not in used]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (
+            limits[1] if more is None else free[more], limits[1]))
+
+    def shortage(self, more):
+        irqs = self.start(1, 4, helper=False)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        numbers = [v['irq'] for v in self.info()['vectors']]
+        self.set_descriptors(more)
+        # that it was looked at shows
+        self.set(0, 'route', '3=')
+        self.wait(lambda: self.info()['vectors'][3]['state'] == 'no-route',
+                  'look')
+        self.assertEqual([v.get('irq') for v in self.info()['vectors']],
+                         numbers)
+        self.assertEqual([v.get('sent-to') for v in self.info()['vectors']],
+                         [3] * 4)
+        # one that is freed is let go, a new one found when there is room
+        first = irqs[0][0]
+        for path in (f'proc/irq/{first}/smp_affinity_list',
+                     f'sys/kernel/irq/{first}/actions',
+                     f'sys/kernel/irq/{first}/per_cpu_count',
+                     f'sys/bus/pci/devices/{address(0)}/msi_irqs/{first}'):
+            (self.root / path).unlink()
+        self.put('proc/irq/90/smp_affinity_list', ORIGINAL + '\n')
+        self.put('sys/kernel/irq/90/per_cpu_count', '1,0,0,0\n')
+        self.put('sys/kernel/irq/90/actions', f'vfio-msix[0]({address(0)})\n')
+        self.put(f'sys/bus/pci/devices/{address(0)}/msi_irqs/90')
+        self.set(0, 'route', '2=')
+        self.wait(lambda: 'irq' not in self.info()['vectors'][0], 'end')
+        self.set_descriptors(None)
+        self.wait(lambda: self.info()['vectors'][0].get('irq') == 90, 'IRQ 90')
+        self.take_off(irqs)
+        self.wait_masks({0: irqs[0][1:]}, ORIGINAL)
+
+    def test_no_descriptor(self):
+        """The device's interrupts cannot be listed: they are kept."""
+        self.shortage(0)
+
+    def test_one_descriptor(self):
+        """They can be listed, but not opened."""
+        self.shortage(1)
 
     def test_other_namespace(self):
         """A helper to which QEMU's threads have other numbers: told once."""

@@ -389,6 +389,35 @@ class Privilege(IrqAffinityTest):
             self.end(guest)
         self.stop_helper()
 
+    def test_event_kept(self):
+        """The guest gives up its interrupts again and again: one event."""
+        self.start_helper()
+        script = '''
+            park ready; n=0; c=$(card igbvf)
+            while [ $n -lt 4 ]; do
+                ip link set $c down; sleep 1; ip link set $c up; sleep 1
+                n=$((n + 1))
+            done
+            park done
+        '''
+        with self.guest('event', script, f',helper={HELPER}',
+                        self.user) as guest:
+            guest.wait_parked('ready')
+            self.wait(guest, lambda i: [v['source'] for v in i['vcpus']] ==
+                      ['perf'], 'event')
+            guest.resume()
+            guest.wait_parked('done')
+            info = self.wait(guest, lambda i: i['vcpus'], 'vCPU')
+            log = guest.log_text()
+            guest.resume()
+            guest.finish()
+        self.assertEqual(info['vcpus'][0]['source'], 'perf')
+        lost = re.findall('irq_affinity_irq', log)
+        self.assertGreater(len(lost), 4, log[-3000:])
+        self.assertEqual(len(re.findall('irq_affinity_follow.*perf', log)), 1,
+                         log[-3000:])
+        self.stop_helper()
+
     def test_processors(self):
         """The administrator's list holds; QEMU is told, and runs on."""
         self.start_helper('--cpus=0')

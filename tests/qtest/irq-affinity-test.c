@@ -391,8 +391,10 @@ static void test_states(void)
     wait_state(&h, 1, "no-route");
     g_assert_null(query_vector(&h, 2));
     route(&h, "0=0xfee00000:0x41");
-    /* vCPU 0, but its thread's files are not there yet */
+    /* vCPU 0, but its thread's files cannot be opened yet */
     wait_state(&h, 0, "no-vcpu");
+    run_vcpu_on(&h, 1);
+    wait_state(&h, 0, "idle-or-posted");
     route(&h, "1=0xfee0f000:0x41");
     wait_state(&h, 1, "no-vcpu");
     route(&h, "1=0xfeeff000:0x41");
@@ -519,6 +521,38 @@ static void test_foreign(void)
     qom_set(&h, "irq-affinity", "");
     mask = host_read(&h, "/proc/irq/41/smp_affinity_list");
     g_assert_cmpstr(mask, ==, "1");
+    stop(&h);
+}
+
+/*
+ * Its processor goes offline and is back before it is looked at: the mask is
+ * the host's.
+ */
+static void test_reset(void)
+{
+    Host h;
+    QDict *info;
+
+    host_new(&h);
+    host_add_irq(&h, 41, 0);
+    start(&h, ",sample-interval-ms=1,forward-window-ms=20", "");
+    run_vcpu_on(&h, 3);
+    route(&h, "0=0xfee00000:0x41");
+    qom_set(&h, "irq-affinity", "a");
+    wait_mask(&h, 41, 1, 3, "3");
+    host_write(&h, "/proc/irq/41/smp_affinity_list", "0-2\n");
+    wait_mask(&h, 41, 1, 0, "0");
+    info = query(&h);
+    g_assert_cmpint(qdict_get_int(info, "resets"), ==, 1);
+    g_assert_cmpint(qdict_get_int(info, "foreign"), ==, 0);
+    qobject_unref(info);
+    /* with two processors, the other one is somebody's choice */
+    host_write(&h, "/sys/devices/system/cpu/online", "0-1\n");
+    host_write(&h, "/proc/irq/41/smp_affinity_list", "1\n");
+    for (int i = 0; i < 100; i++) {
+        step(&h, 41, 1, 3);
+    }
+    wait_state(&h, 0, "stood-down");
     stop(&h);
 }
 
@@ -710,6 +744,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/irq-affinity/follow/both", "both", test_follow);
     qtest_add_func("/irq-affinity/number", test_number);
     qtest_add_func("/irq-affinity/foreign", test_foreign);
+    qtest_add_func("/irq-affinity/reset", test_reset);
     qtest_add_func("/irq-affinity/refused", test_refused);
     qtest_add_func("/irq-affinity/locality", test_locality);
     qtest_add_func("/irq-affinity/stats", test_stats);

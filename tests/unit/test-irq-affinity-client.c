@@ -12,6 +12,7 @@
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include "qemu/main-loop.h"
 #include "qemu/memfd.h"
@@ -544,6 +545,85 @@ static void test_event_ends(void)
     g_assert_cmpuint(count_fds(), ==, before);
 }
 
+static void note_cpu(void *opaque, int cpu)
+{
+    *(int *)opaque = cpu;
+}
+
+static void run_on(int cpu)
+{
+    cpu_set_t set;
+
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    g_assert_cmpint(sched_setaffinity(0, sizeof(set), &set), ==, 0);
+}
+
+/* An event is seen after some rounds only. */
+static void run_client_for_long(void)
+{
+    for (int i = 0; i < 50; i++) {
+        run_client();
+        g_usleep(1000);
+    }
+}
+
+/*
+ * Move this thread to @cpu from another one until that is @told: a move before
+ * the main loop polls the event need not be.
+ */
+static void move_to(int cpu, int from, const int *told)
+{
+    int64_t end = g_get_monotonic_time() + PATIENCE_US;
+
+    while (*told != cpu) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        run_on(from);
+        run_on(cpu);
+        run_client_for_long();
+    }
+}
+
+/* What was before the end of a pause, more than fits, is not told. */
+static void test_pause(void)
+{
+    int fd = irq_perf_open(gettid()), told = -1, cpus[2], found = 0;
+    IRQWatch *w;
+    cpu_set_t set;
+
+    g_assert_cmpint(sched_getaffinity(0, sizeof(set), &set), ==, 0);
+    for (int cpu = 0; cpu < CPU_SETSIZE && found < 2; cpu++) {
+        if (CPU_ISSET(cpu, &set)) {
+            cpus[found++] = cpu;
+        }
+    }
+    if (fd < 0 || found < 2) {
+        g_test_skip(fd < 0 ? "the kernel opens no event for this user"
+                           : "there is one processor");
+        if (fd >= 0) {
+            close(fd);
+        }
+        return;
+    }
+    w = irq_watch_new(NULL, gettid(), false, note_cpu, &told);
+    g_assert_true(irq_watch_use_perf(w, fd));
+    move_to(cpus[1], cpus[0], &told);
+    irq_watch_pause(w, true);
+    told = -1;
+    for (int i = 0; i < 500; i++) {
+        run_on(cpus[i & 1]);
+    }
+    run_client_for_long();
+    g_assert_cmpint(told, ==, -1);
+    irq_watch_pause(w, false);
+    run_client_for_long();
+    g_assert_cmpint(told, ==, -1);
+    g_assert_cmpint(irq_watch_source(w), ==, IRQ_AFFINITY_SOURCE_PERF);
+    move_to(cpus[0], cpus[1], &told);
+    irq_watch_free(w);
+    g_assert_cmpint(sched_setaffinity(0, sizeof(set), &set), ==, 0);
+}
+
 /* Whatever it says: each request ends at most once, and none stays open. */
 static void test_fuzz(Fixture *f, gconstpointer data)
 {
@@ -633,5 +713,6 @@ int main(int argc, char **argv)
     g_test_add_func("/irq-affinity/client/event", test_event);
     g_test_add_func("/irq-affinity/client/real-event", test_real_event);
     g_test_add_func("/irq-affinity/client/event-ends", test_event_ends);
+    g_test_add_func("/irq-affinity/client/pause", test_pause);
     return g_test_run();
 }

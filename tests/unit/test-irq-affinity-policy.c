@@ -28,6 +28,7 @@ typedef struct SimVector {
     bool foreign;
     bool reset;
     bool posted;            /* the host counts nothing */
+    unsigned cut;           /* so many of the last processors are not told */
 } SimVector;
 
 typedef struct Sim {
@@ -51,10 +52,10 @@ typedef struct Sim {
 static bool sim_counts(void *opaque, IRQVector *v, uint32_t *counts)
 {
     Sim *s = opaque;
+    const SimVector *sv = container_of(v, SimVector, v);
 
     s->looks++;
-    memcpy(counts, container_of(v, SimVector, v)->counts,
-           CPUS * sizeof(*counts));
+    memcpy(counts, sv->counts, (CPUS - sv->cut) * sizeof(*counts));
     return true;
 }
 
@@ -781,6 +782,51 @@ static void test_late_answer(void)
     sim_end(&s);
 }
 
+/* A return that was asked for after a move ends after it, and holds as long. */
+static void test_move_and_return(void)
+{
+    Sim s;
+    IRQVector *v = &s.vectors[0].v;
+
+    sim_start(&s, &optimistic);
+    sim_run(&s, 200 * MS);
+    s.in_progress = true;
+    sim_tell(&s, 0, 1);
+    irq_policy_returning(s.p, v);
+    for (int i = 0; i < VECTORS; i++) {
+        irq_policy_moved(s.p, &s.vectors[i].v, 1, 0, s.now);
+    }
+    sim_tell(&s, 0, 2);
+    sim_run(&s, 200 * MS);
+    g_assert_cmpint(s.vectors[1].cpu, ==, 2);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 1);
+    g_assert_cmpuint(v->pending, ==, 1);
+    irq_policy_returned(s.p, v, s.now);
+    s.due = s.now;
+    sim_run(&s, 200 * MS);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 2);
+    sim_end(&s);
+}
+
+/* Its processor is found not to be the one to which it was sent. */
+static void test_astray(void)
+{
+    Sim s;
+
+    sim_start(&s, &optimistic);
+    sim_run(&s, 200 * MS);
+    sim_tell(&s, 0, 1);
+    sim_run(&s, 200 * MS);
+    s.vectors[0].cpu = 3;
+    sim_run(&s, 200 * MS);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 3);
+    irq_policy_astray(s.p, &s.vectors[0].v, s.now);
+    s.due = s.now;
+    sim_run(&s, 200 * MS);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 1);
+    sim_end(&s);
+}
+
 /* The guest sends a vector to another vCPU. */
 static void test_owner(void)
 {
@@ -815,6 +861,26 @@ static void test_wrap(void)
     sim_tell(&s, 0, 1);
     g_assert_cmpint(s.vectors[0].cpu, ==, 1);
     g_assert_cmpuint(s.vectors[0].v.interrupts, <, 1000);
+    sim_end(&s);
+}
+
+/* The host's text grew: the last processors are not told any more. */
+static void test_cut(void)
+{
+    Sim s;
+    const IRQVector *v = &s.vectors[0].v;
+
+    sim_start(&s, &optimistic);
+    s.vectors[0].counts[3] = 1000;
+    sim_run(&s, 300 * MS);
+    s.vectors[0].cut = 2;
+    sim_tell(&s, 0, 1);
+    g_assert_cmpuint(v->interrupts, <, 1000);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 1);
+    sim_run(&s, 300 * MS);
+    sim_tell(&s, 0, 0);
+    g_assert_cmpint(s.vectors[0].cpu, ==, 0);
+    g_assert_cmpuint(v->interrupts, <, 1000);
     sim_end(&s);
 }
 
@@ -864,8 +930,11 @@ int main(int argc, char **argv)
     ADD("offline", test_offline);
     ADD("locality", test_locality);
     ADD("late-answer", test_late_answer);
+    ADD("move-and-return", test_move_and_return);
+    ADD("astray", test_astray);
     ADD("owner", test_owner);
     ADD("wrap", test_wrap);
+    ADD("cut", test_cut);
     ADD("no-cpu", test_no_cpu);
 #undef ADD
     return g_test_run();

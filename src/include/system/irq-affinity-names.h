@@ -16,6 +16,14 @@
 #define IRQ_TEXT_MAX 65536
 
 /**
+ * irq_text_read_whole: read a small file from its beginning, as it is
+ * @fd: the file
+ *
+ * Returns: (transfer full): its text; NULL: errno is set.
+ */
+char *irq_text_read_whole(int fd);
+
+/**
  * irq_text_read_fd: read a small file from its beginning
  * @fd: the file
  *
@@ -39,6 +47,14 @@ char *irq_text_read(const char *path);
  * Returns: (transfer full): array of int; NULL if it is no list.
  */
 GArray *irq_text_cpus(const char *text);
+
+/**
+ * irq_text_set: take a list of processors apart
+ * @text: as "0-3,8"
+ *
+ * Returns: (transfer full): a bitmap of IRQ_CPUS_MAX; NULL if it is no list.
+ */
+unsigned long *irq_text_set(const char *text);
 
 /**
  * irq_text_action: take the name of a VFIO interrupt apart

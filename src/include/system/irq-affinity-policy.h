@@ -77,7 +77,7 @@ typedef enum IRQMask {
  * @vcpu: index of the only vCPU that gets it, -1: none or several
  * @at: processor that took most of it when last looked, -1: not known
  * @target: processor to which it was moved last, -1: it was not
- * @pending: a move is under way, or a return
+ * @pending: moves and returns that are under way; at most one is a move
  * @stood_down: somebody else changed its mask, it is left alone
  * @wanted: used during a decision
  * @counted: @counts holds an earlier reading
@@ -99,7 +99,7 @@ typedef struct IRQVector {
     int vcpu;
     int at;
     int target;
-    bool pending;
+    unsigned pending;
     bool stood_down;
     bool wanted;
     bool counted;
@@ -117,8 +117,8 @@ typedef struct IRQVector {
 
 /**
  * struct IRQWorld: what the rules ask
- * @counts: read how often each of the @cpus processors took @v; false: cannot
- *          be told, nothing is stored
+ * @counts: read how often each of the @cpus processors took @v; of one that
+ *          is not told its last reading stays; false: cannot be told
  * @run_ns: read how long a vCPU has run; false: cannot be told
  * @near: whether a vCPU on processor @b counts as being where its interrupt
  *        is, on @a; true if @a == @b
@@ -250,6 +250,14 @@ void irq_policy_returning(IRQPolicy *p, IRQVector *v);
  * @now_ns: the time
  */
 void irq_policy_returned(IRQPolicy *p, IRQVector *v, int64_t now_ns);
+
+/**
+ * irq_policy_astray: a vector is not where it was sent any more
+ * @p: the policy
+ * @v: the vector
+ * @now_ns: the time
+ */
+void irq_policy_astray(IRQPolicy *p, IRQVector *v, int64_t now_ns);
 
 /**
  * irq_policy_not_returned: count that an interrupt could not be given back

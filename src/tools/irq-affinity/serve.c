@@ -67,22 +67,6 @@ static char *serve_path(const IRQServe *s, const char *fmt, ...)
  * Sets of processors
  */
 
-/* Returns: (transfer full): a set; NULL if @text is no list. */
-static unsigned long *set_of(const char *text)
-{
-    g_autoptr(GArray) list = irq_text_cpus(text);
-    unsigned long *set;
-
-    if (!list) {
-        return NULL;
-    }
-    set = bitmap_new(IRQ_CPUS_MAX);
-    for (unsigned i = 0; i < list->len; i++) {
-        set_bit(g_array_index(list, int, i), set);
-    }
-    return set;
-}
-
 /* Returns: (transfer full): as the kernel writes it: "0-3,8" */
 static char *list_of(const unsigned long *set)
 {
@@ -132,7 +116,7 @@ static unsigned long *default_set(const IRQServe *s)
 IRQServe *irq_serve_new(const char *root, const char *cpus,
                         unsigned max_moves_per_s)
 {
-    g_autofree unsigned long *set = cpus ? set_of(cpus) : NULL;
+    g_autofree unsigned long *set = cpus ? irq_text_set(cpus) : NULL;
     IRQServe *s;
 
     if (cpus && (!set || bitmap_empty(set, IRQ_CPUS_MAX))) {
@@ -251,7 +235,7 @@ static unsigned long *allowed_set(const IRQServe *s, const IRQPeer *peer,
     if (!list || !same_user(peer, status)) {
         return NULL;
     }
-    set = set_of(list);
+    set = irq_text_set(list);
     if (set) {
         bitmap_and(set, set, s->cpus, IRQ_CPUS_MAX);
     }
@@ -437,7 +421,7 @@ static int serve_move(const IRQServe *s, const IRQPeer *peer,
 static char *list_to_restore(const IRQServe *s, const char *wanted,
                              const unsigned long *allowed)
 {
-    g_autofree unsigned long *set = set_of(wanted);
+    g_autofree unsigned long *set = irq_text_set(wanted);
 
     if (!set || !bitmap_and(set, set, allowed, IRQ_CPUS_MAX)) {
         g_free(set);
