@@ -204,8 +204,8 @@ static bool any_pending(void)
         if (!is_late(late)) {
             return true;
         }
-        warn_report_once("%s: the guest did not let go of a device that is"
-                         " plugged again", late->name);
+        warn_report_once("%s: the guest did not let go of the device, which"
+                         " stays", late->name);
     }
     return false;
 }

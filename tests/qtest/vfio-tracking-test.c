@@ -24,7 +24,15 @@
 
 #define VIRTIO_NET_F_STANDBY    62
 #define ACPI_PCIHP_ADDR_ICH9    0x0cc0
+#define PCI_UP_BASE             0x0000
 #define PCI_EJ_BASE             0x0008
+
+/* What a guest writes to its slot's control register */
+#define SLOT_ON                 PCI_EXP_SLTCTL_PWR_IND_ON
+#define SLOT_BUSY               PCI_EXP_SLTCTL_PWR_IND_BLINK
+#define SLOT_OFF                (PCI_EXP_SLTCTL_PWR_IND_OFF | \
+                                 PCI_EXP_SLTCTL_PWR_OFF)
+#define SLOT_EVENTS             (PCI_EXP_SLTSTA_ABP | PCI_EXP_SLTSTA_PDC)
 
 static char *dir;               /* "devices" and the migration's file */
 static char *stream;
@@ -713,6 +721,7 @@ static const char *pair_uri;    /* instead of a file */
 static unsigned pair_bandwidth; /* for the switchover; 0: as measured */
 static const char *pair_options = "";   /* of the fake */
 static const char *pair_tracking = "igb";
+static bool pair_native;        /* hot-plug by the port, not by ACPI */
 
 static void pair_migrate(Pair *p)
 {
@@ -737,6 +746,37 @@ static void pair_find(Pair *p)
     p->vm.bar = qpci_iomap(p->vm.dev, 0, NULL);
 }
 
+/* The register at that offset of the card's port. */
+static QPCIDevice *port_find(Pair *p, uint8_t reg, uint8_t *offset)
+{
+    QPCIDevice *port = qpci_device_find(p->vm.bus, QPCI_DEVFN(2, 0));
+
+    g_assert_nonnull(port);
+    *offset = qpci_find_capability(port, PCI_CAP_ID_EXP, 0) + reg;
+    return port;
+}
+
+static void slot_control(Pair *p, uint16_t val)
+{
+    uint8_t offset;
+    g_autofree QPCIDevice *port = port_find(p, PCI_EXP_SLTCTL, &offset);
+
+    qpci_config_writew(port, offset, val);
+}
+
+/* The events of the slot since it was called last: has anything been plugged? */
+static bool plug_event(Pair *p)
+{
+    uint8_t offset;
+    g_autofree QPCIDevice *port = port_find(p, PCI_EXP_SLTSTA, &offset);
+    uint16_t events = qpci_config_readw(port, offset) & SLOT_EVENTS;
+
+    qpci_config_writew(port, offset, events);
+    return pair_native ? events & PCI_EXP_SLTSTA_PDC
+                       : qtest_inl(p->vm.qts,
+                                   ACPI_PCIHP_ADDR_ICH9 + PCI_UP_BASE);
+}
+
 /* A standby that is to be unplugged late, and a card that receives. */
 static void pair_start(Pair *p, unsigned timeout_ms)
 {
@@ -749,11 +789,14 @@ static void pair_start(Pair *p, unsigned timeout_ms)
         "-device virtio-net,bus=root0,id=standby0,failover=on,romfile=,"
         "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
     args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=%s,"
-                           "failover_pair_id=standby0", p->base, vf,
-                           pair_tracking);
+                           "failover_pair_id=standby0 -global ICH9-LPC."
+                           "acpi-pci-hotplug-with-bridge-support=%s", p->base,
+                           vf, pair_tracking, pair_native ? "off" : "on");
     fake_vfio(pair_options);
     tracked_vm_start(&p->vm, 0, args);
     p->net = negotiate_standby(&p->vm);
+    slot_control(p, SLOT_ON);
+    g_assert_true(plug_event(p));
     pair_find(p);
     tracked_vm_fill(&p->vm);
     driver_start(&p->driver, &p->vm);
@@ -779,6 +822,10 @@ static void wait_request(Pair *p)
 
 static void eject(Pair *p)
 {
+    if (pair_native) {
+        slot_control(p, SLOT_OFF);
+        return;
+    }
     qtest_outl(p->vm.qts, ACPI_PCIHP_ADDR_ICH9 + PCI_EJ_BASE, 1);
 }
 
@@ -845,6 +892,8 @@ static void complete(Pair *p)
 /* The device came back and works, once the guest has enabled it again. */
 static void assert_replugged(Pair *p)
 {
+    g_assert_true(plug_event(p));
+    slot_control(p, SLOT_ON);
     g_assert_cmphex(qpci_config_readw(p->vm.dev, PCI_COMMAND) &
                     PCI_COMMAND_MASTER, ==, 0);
     qpci_device_enable(p->vm.dev);
@@ -852,10 +901,26 @@ static void assert_replugged(Pair *p)
     driver_traffic(&p->driver, 3);
 }
 
+/* It has been there all the time; as the guest saw it, too. */
 static void assert_plugged(Pair *p)
 {
+    g_assert_false(plug_event(p));
     driver_start(&p->driver, &p->vm);
     driver_traffic(&p->driver, 3);
+}
+
+/* What has arrived of a migration that was tried again is the same. */
+static void complete_and_compare(Pair *p)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                p->base, stream);
+    TrackedVM dst;
+
+    complete(p);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
 }
 
 /* The guest does not let go. */
@@ -875,6 +940,36 @@ static void test_late_timeout(void)
     eject(&p);
     qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
     pair_stop(&p);
+}
+
+/*
+ * The same without ACPI.  The driver of the port takes the event of something
+ * that is plugged for the removal of what it has.
+ */
+static void test_late_native(void)
+{
+    pair_native = true;
+    test_late_timeout();
+    pair_native = false;
+}
+
+/* The guest's slot is busy, and cannot be asked; later it can. */
+static void test_late_refused(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    pair_native = true;
+    pair_start(&p, 30000);
+    slot_control(&p, SLOT_BUSY);
+    why = tracked_vm_wait_failed(&p.vm);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "cannot be unplugged"));
+    slot_control(&p, SLOT_ON);
+    assert_plugged(&p);
+    complete_and_compare(&p);
+    pair_stop(&p);
+    pair_native = false;
 }
 
 /* A guest that does not run cannot let go. */
@@ -1136,20 +1231,6 @@ static void test_late_deleted(void)
     g_assert_cmpint(tracked_vm_differences(&p.vm, &dst, dir), ==, 0);
     tracked_vm_stop(&dst);
     pair_stop(&p);
-}
-
-/* What has arrived of a migration that was tried again is the same. */
-static void complete_and_compare(Pair *p)
-{
-    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
-                                                p->base, stream);
-    TrackedVM dst;
-
-    complete(p);
-    tracked_vm_start(&dst, 0, incoming);
-    tracked_vm_wait(&dst, "completed");
-    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
-    tracked_vm_stop(&dst);
 }
 
 /*
@@ -1592,6 +1673,8 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/untracked", test_late_untracked);
     qtest_add_func("/vfio-tracking/late/retry", test_late_retry);
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
+    qtest_add_func("/vfio-tracking/late/native", test_late_native);
+    qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
     qtest_add_data_func("/vfio-tracking/late/cancel-timeout", NULL,
