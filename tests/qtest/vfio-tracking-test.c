@@ -764,7 +764,7 @@ static void slot_control(Pair *p, uint16_t val)
     qpci_config_writew(port, offset, val);
 }
 
-/* The events of the slot since it was called last: has anything been plugged? */
+/* Has anything been plugged since it was called last? */
 static bool plug_event(Pair *p)
 {
     uint8_t offset;
