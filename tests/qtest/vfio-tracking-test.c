@@ -708,6 +708,68 @@ static void test_walker_errors(void)
     }
 }
 
+/* -------------------------------------------------------------- proof mode */
+
+static int64_t vm_stat(TrackedVM *vm, const char *name)
+{
+    int64_t value = -1;
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-stats', 'arguments': {"
+                                    "  'target': 'vm' } }");
+    QDict *provider = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp,
+                                                                   "return")));
+    const QListEntry *e;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(provider, "stats"), e) {
+        QDict *stat = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!strcmp(qdict_get_str(stat, "name"), name)) {
+            value = qdict_get_int(stat, "value");
+        }
+    }
+    qobject_unref(rsp);
+    return value;
+}
+
+/* Looks at the dirty pages, up to now. */
+static int64_t passes(TrackedVM *vm)
+{
+    return vm_stat(vm, "write-tracking-syncs");
+}
+
+/*
+ * A look takes longer than downtime-limit, and what the card may write meanwhile
+ * is sent in no time: the time of the look is not that of the stream.
+ */
+static void test_verify_slow(void)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf(
+        "%s,addr=6.0,write-tracking=igb,write-tracking-verify=on "
+        "-device VGA,vgamem_mb=256,romfile=", dev);
+    TrackedVM vm;
+    Driver driver;
+
+    fake_vfio("decode");
+    tracked_vm_start(&vm, QPCI_DEVFN(6, 0), args);
+    tracked_vm_fill(&vm);
+    driver_start(&driver, &vm);
+    tracked_vm_migrate(&vm, stream);
+    /* each look finds all of the ring's buffers, too many for one millisecond */
+    set_command(&vm, PCI_COMMAND_MASTER);
+    tracked_vm_wait_first_pass(&vm);
+    while (passes(&vm) < 5) {
+        g_usleep(20 * 1000);
+    }
+    qtest_qmp_assert_success(vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'downtime-limit': 50 } }");
+    tracked_vm_wait(&vm, "pre-switchover");
+    g_test_message("%" PRId64 " passes", passes(&vm));
+    tracked_vm_finish(&vm);
+    tracked_vm_stop(&vm);
+    real_vfio();
+}
+
 /* ------------------------------------------------------------- late unplug */
 
 typedef struct Pair {
@@ -725,6 +787,7 @@ static bool pair_native;        /* hot-plug by the port, not by ACPI */
 
 static void pair_migrate(Pair *p)
 {
+    tracked_vm_wait_idle(&p->vm);
     if (pair_uri) {
         tracked_vm_migrate_to(&p->vm, pair_uri);
     } else {
@@ -892,6 +955,7 @@ static void complete(Pair *p)
 /* The device came back and works, once the guest has enabled it again. */
 static void assert_replugged(Pair *p)
 {
+    tracked_vm_wait_idle(&p->vm);
     g_assert_true(plug_event(p));
     slot_control(p, SLOT_ON);
     g_assert_cmphex(qpci_config_readw(p->vm.dev, PCI_COMMAND) &
@@ -904,6 +968,7 @@ static void assert_replugged(Pair *p)
 /* It has been there all the time; as the guest saw it, too. */
 static void assert_plugged(Pair *p)
 {
+    tracked_vm_wait_idle(&p->vm);
     g_assert_false(plug_event(p));
     driver_start(&p->driver, &p->vm);
     driver_traffic(&p->driver, 3);
@@ -1135,7 +1200,10 @@ static bool try_migrate(Pair *p, const char *expected)
     return done;
 }
 
-/* A migration has failed, and waits for the guest: no other one can begin. */
+/*
+ * A migration has failed, and waits for the guest: no other one can begin, nor
+ * a snapshot, nor can it be changed what its end has to clean up.
+ */
 static void test_late_retry(void)
 {
     g_autofree char *why = NULL;
@@ -1143,34 +1211,46 @@ static void test_late_retry(void)
     Pair p;
 
     pair_start_sink(&p, &sink, 120000);
+    tracked_vm_add_snapshot_disk(&p.vm, dir);
     sink_break(&sink);
     why = tracked_vm_push_to_failure(&p.vm);
     g_assert_false(try_migrate(&p, "There's a migration process in progress"));
+    g_assert_false(tracked_vm_is_idle(&p.vm));
+    g_clear_pointer(&why, g_free);
+    why = tracked_vm_snapshot(&p.vm, "snapshot-save", "s");
+    g_assert_cmpstr(why, ==, "There's a migration process in progress");
     eject(&p);
-    while (!try_migrate(&p, "")) {
-        g_usleep(10 * 1000);
+    /* as soon as it can: all of the last one is over by then */
+    while (!try_migrate(&p, "There's a migration process in progress")) {
+        continue;
     }
+    g_assert_true(plug_event(&p));
     pair_stop(&p);
 }
 
-static int64_t vm_stat(TrackedVM *vm, const char *name)
+/*
+ * The guest is asked, and RAM does not converge any more: there is time between
+ * passes all the same, or the guest would get none.
+ */
+static void test_late_passes(void)
 {
-    int64_t value = -1;
-    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-stats', 'arguments': {"
-                                    "  'target': 'vm' } }");
-    QDict *provider = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp,
-                                                                   "return")));
-    const QListEntry *e;
+    g_autofree char *why = NULL;
+    int64_t before, after;
+    Pair p;
 
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(provider, "stats"), e) {
-        QDict *stat = qobject_to(QDict, qlist_entry_obj(e));
-
-        if (!strcmp(qdict_get_str(stat, "name"), name)) {
-            value = qdict_get_int(stat, "value");
-        }
-    }
-    qobject_unref(rsp);
-    return value;
+    pair_start(&p, 3000);
+    wait_request(&p);
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'avail-switchover-bandwidth': 1000 } }");
+    before = passes(&p.vm);
+    why = tracked_vm_wait_failed(&p.vm);
+    after = passes(&p.vm);
+    g_test_message("%" PRId64 " passes", after - before);
+    /* two in a second, and those under way */
+    g_assert_cmpint(after - before, <=, 3 * 2 + 2);
+    assert_plugged(&p);
+    pair_stop(&p);
 }
 
 /* A pass begins that takes half a minute: nobody looks for dirty pages. */
@@ -1669,9 +1749,11 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/walker/errors", test_walker_errors);
     qtest_add_func("/vfio-tracking/walker/unknown", test_walker_unknown);
     qtest_add_func("/vfio-tracking/walker/snapshot", test_walker_snapshot);
+    qtest_add_func("/vfio-tracking/verify/slow", test_verify_slow);
     qtest_add_func("/vfio-tracking/late/unplug", test_late);
     qtest_add_func("/vfio-tracking/late/untracked", test_late_untracked);
     qtest_add_func("/vfio-tracking/late/retry", test_late_retry);
+    qtest_add_func("/vfio-tracking/late/passes", test_late_passes);
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/native", test_late_native);
     qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
