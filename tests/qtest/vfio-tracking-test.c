@@ -737,8 +737,8 @@ static int64_t passes(TrackedVM *vm)
 }
 
 /*
- * A look takes longer than downtime-limit, and what the card may write meanwhile
- * is sent in no time: the time of the look is not that of the stream.
+ * A look takes longer than downtime-limit, and what the card may write in that
+ * time is sent in no time: the time of the look is not that of the stream.
  */
 static void test_verify_slow(void)
 {
@@ -754,7 +754,7 @@ static void test_verify_slow(void)
     tracked_vm_fill(&vm);
     driver_start(&driver, &vm);
     tracked_vm_migrate(&vm, stream);
-    /* each look finds all of the ring's buffers, too many for one millisecond */
+    /* each look finds all of the ring's buffers, too many for a millisecond */
     set_command(&vm, PCI_COMMAND_MASTER);
     tracked_vm_wait_first_pass(&vm);
     while (passes(&vm) < 5) {
