@@ -195,6 +195,8 @@ static void test_beside_primary(void)
 
 #define RING            64              /* entries */
 #define RING_ADDR       (VM_DMA_START + 0x10000)
+/* nobody else's, and sent long before the first pass is over */
+#define PORT_BUFFERS    (VM_DMA_START + 0x80000)
 
 typedef struct Driver {
     TrackedVM *vm;
@@ -498,17 +500,22 @@ static void hidden_start(HiddenTest *t, const char *options)
     write_reg(&t->src, TESTDEV_FILL, 0x5a);
 }
 
-/* Complete and compare; all memory was never marked. */
-static void hidden_end(HiddenTest *t)
+static int64_t marked_all(HiddenTest *t)
+{
+    QDict *info = tracking_info(&t->src);
+    int64_t count = qdict_get_int(info, "marked-all");
+
+    qobject_unref(info);
+    return count;
+}
+
+/* Complete and compare. */
+static void hidden_arrive(HiddenTest *t)
 {
     g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
                                                 t->args, stream);
     TrackedVM dst;
-    QDict *info;
 
-    info = tracking_info(&t->src);
-    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
-    qobject_unref(info);
     tracked_vm_finish(&t->src);
     tracked_vm_start(&dst, 0, incoming);
     tracked_vm_wait(&dst, "completed");
@@ -519,6 +526,13 @@ static void hidden_end(HiddenTest *t)
     tracked_vm_stop(&t->src);
     real_vfio();
     g_free(t->args);
+}
+
+/* The same; all memory was never marked. */
+static void hidden_end(HiddenTest *t)
+{
+    g_assert_cmpint(marked_all(t), ==, 0);
+    hidden_arrive(t);
 }
 
 /*
@@ -706,6 +720,55 @@ static void test_walker_errors(void)
         tracked_vm_stop(&vm);
         real_vfio();
     }
+}
+
+/* Another ring, which the guest sets up by I/O ports. */
+static void port_ring(TrackedVM *vm, QPCIBar ports)
+{
+    static const uint32_t regs[][2] = {
+        { TESTDEV_RDBAL, RING_ADDR + VM_PAGE },
+        { TESTDEV_RDH, 0 }, { TESTDEV_RDT, RING - 1 },
+    };
+
+    for (int i = 0; i < RING; i++) {
+        qtest_writeq(vm->qts, RING_ADDR + VM_PAGE + 16 * i,
+                     PORT_BUFFERS + i * VM_PAGE);
+    }
+    for (int i = 0; i < ARRAY_SIZE(regs); i++) {
+        qpci_io_writel(vm->dev, ports, TESTDEV_IOADDR, regs[i][0]);
+        qpci_io_writel(vm->dev, ports, TESTDEV_IODATA, regs[i][1]);
+    }
+}
+
+/*
+ * Memory decode is off, and the rings change all the same: I/O decode is on for
+ * a moment when nobody looks, or was on until memory decode was turned off.
+ */
+static void test_walker_ports(gconstpointer opaque)
+{
+    bool before = opaque;
+    QPCIBar ports;
+    HiddenTest t;
+
+    hidden_start(&t, "decode,ioport");
+    ports = qpci_iomap(t.src.dev, 2, NULL);
+    set_command(&t.src, PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY |
+                        (before ? PCI_COMMAND_IO : 0));
+    tracked_vm_wait_first_pass(&t.src);
+    if (!before) {
+        set_command(&t.src, PCI_COMMAND_MASTER);
+        tracked_vm_wait(&t.src, "pre-switchover");
+        g_assert_cmpint(marked_all(&t), ==, 0);
+        set_command(&t.src, PCI_COMMAND_MASTER | PCI_COMMAND_IO);
+    } else {
+        tracked_vm_wait(&t.src, "pre-switchover");
+    }
+    port_ring(&t.src, ports);
+    set_command(&t.src, PCI_COMMAND_MASTER);
+    config_receive(&t.src, 5);
+    /* it is this ring */
+    g_assert_cmphex(qtest_readb(t.src.qts, PORT_BUFFERS), ==, 0x5a);
+    hidden_arrive(&t);
 }
 
 /* -------------------------------------------------------------- proof mode */
@@ -1743,6 +1806,10 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/walker/hidden", test_walker_hidden);
     qtest_add_func("/vfio-tracking/walker/hidden-back",
                    test_walker_hidden_back);
+    qtest_add_data_func("/vfio-tracking/walker/ports", NULL,
+                        test_walker_ports);
+    qtest_add_data_func("/vfio-tracking/walker/ports-before", "",
+                        test_walker_ports);
     qtest_add_func("/vfio-tracking/walker/posted", test_walker_posted);
     qtest_add_func("/vfio-tracking/walker/superfluous",
                    test_walker_superfluous);

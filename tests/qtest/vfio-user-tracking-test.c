@@ -951,7 +951,8 @@ static void test_map_fails(gconstpointer opaque)
     QDict *error;
 
     program = "vfio-user-rawdev";
-    tracked_vm_start(&vm, 0, "-device pcie-root-port,id=rp0,chassis=1,addr=7.0");
+    tracked_vm_start(&vm, 0,
+                     "-device pcie-root-port,id=rp0,chassis=1,addr=7.0");
     set_pam(&vm, 0);
     while ((error = map_device_add(&vm, &server, mode, n))) {
         const char *desc = qdict_get_str(error, "desc");
