@@ -30,7 +30,7 @@
 
 static QTAILQ_HEAD(, FailoverLate) pairs = QTAILQ_HEAD_INITIALIZER(pairs);
 static unsigned nr_pairs;       /* changed with the BQL, read without */
-static bool waits;              /* atomic */
+static bool waits;              /* atomic; for a guest, or to be cleaned up */
 
 static const char *const unplug_names[] = {
     [FAILOVER_UNPLUG_EARLY] = "early",
@@ -158,23 +158,9 @@ static bool all_ready(void)
     return all;
 }
 
-/*
- * Each pass has the dirty pages looked for, with the BQL and, with KVM, all of
- * memory write-protected again.  One after the other would starve the guest
- * that is to let go, so there is some time between them.
- */
 bool failover_late_ready(void)
 {
-    bool all;
-
-    if (!qatomic_read(&nr_pairs)) {
-        return true;
-    }
-    for (int ms = 0; !(all = all_ready()) && ms < PASS_MS && is_going_on();
-         ms += POLL_MS) {
-        g_usleep(POLL_MS * 1000);
-    }
-    return all;
+    return !qatomic_read(&nr_pairs) || all_ready();
 }
 
 void failover_late_check(void)
@@ -192,6 +178,7 @@ void failover_late_check(void)
     }
 }
 
+/* A guest was asked, has not let go, and has time to do so. */
 static bool any_pending(void)
 {
     FailoverLate *late;
@@ -204,21 +191,54 @@ static bool any_pending(void)
         if (!is_late(late)) {
             return true;
         }
-        warn_report_once("%s: the guest did not let go of a device that is"
-                         " plugged again", late->name);
+        warn_report_once("%s: the guest did not let go of the device, which"
+                         " stays", late->name);
     }
     return false;
 }
 
+void migration_skip_time(int64_t start_ms)
+{
+    MigrationState *s = migrate_get_current();
+
+    s->iteration_start_time += qemu_clock_get_ms(QEMU_CLOCK_REALTIME) -
+                               MAX(start_ms, s->iteration_start_time);
+}
+
+/*
+ * Each pass has the dirty pages looked for, with the BQL and, with KVM, all of
+ * memory write-protected again.  One after the other would starve the guest
+ * that is to let go, so there is some time between them.
+ */
+void failover_late_pause(void)
+{
+    int64_t start_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+
+    if (!qatomic_read(&nr_pairs)) {
+        return;
+    }
+    for (int ms = 0; ms < PASS_MS && is_going_on() && any_pending();
+         ms += POLL_MS) {
+        g_usleep(POLL_MS * 1000);
+    }
+    migration_skip_time(start_ms);
+}
+
 void failover_late_wait(void)
 {
-    if (!qatomic_read(&nr_pairs)) {
+    if (!qatomic_read(&nr_pairs) ||
+        qatomic_read(&migrate_get_current()->state) ==
+        MIGRATION_STATUS_COMPLETED) {
         return;
     }
     qatomic_set(&waits, true);
     while (any_pending()) {
         g_usleep(POLL_MS * 1000);
     }
+}
+
+void failover_late_end(void)
+{
     qatomic_set(&waits, false);
 }
 

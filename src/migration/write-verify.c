@@ -39,6 +39,7 @@
 #include "qapi/qapi-events-write-tracking.h"
 #include "exec/ramlist.h"
 #include "exec/target_page.h"
+#include "migration/failover-late.h"
 #include "migration/misc.h"
 #include "migration/qemu-file-types.h"
 #include "migration/vmstate.h"
@@ -193,6 +194,7 @@ static void look(bool last)
     }
     qatomic_set(&time_ns, time_ns + qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                           start_ns);
+    migration_skip_time(start_ns / SCALE_MS);
     trace_write_verify_look(round_nr, missed.pages);
     if (missed.pages) {
         qatomic_set(&missed_pages, missed_pages + missed.pages);

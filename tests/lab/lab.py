@@ -662,14 +662,19 @@ class LabGuest(GuestProtocol):
         return [line for line in self.log_text().splitlines()
                 if re.search(rf'\b{re.escape(event)}\b', line)]
 
-    def wait_event(self, name, **data):
-        """Wait for an event of the inner QEMU whose data contains @data."""
+    def wait_event(self, name, idle=None, **data):
+        """Wait for an event of the inner QEMU whose data contains @data.
+
+        @idle: called now and then while there is none; may fail() earlier
+        """
         while True:
             self.check_time(name)
             try:
                 event = self.vm.pull_event(wait=10.0)
             except asyncio.TimeoutError:
                 event = None            # on a slow machine; check_time() ends it
+                if idle:
+                    idle()
             if event and event['event'] == name \
                     and data.items() <= event.get('data', {}).items():
                 return event

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest with a virtual function that receives migrates; late unplug."""
+import struct
 import time
 import unittest
 
@@ -7,6 +8,8 @@ import labtest
 import traffic
 from traffic import TRAFFIC
 
+ECAM = 0xb0000000       # where a q35's firmware puts configuration space
+ENDS = ('failed', 'completed', 'cancelled')
 ROUNDS = 20 if labtest.LONG else 1
 
 # The guest of a card receives as long as it has it.
@@ -33,13 +36,36 @@ class WriteTracking(traffic.TrafficTest):
     # a host of its own: it uses the e1000e, which has no reset
     lab_name = 'write-tracking'
 
+    def slot(self, guest):
+        """Return what the port of the card says of its slot.
+
+        When the guest does not let go this tells how far it got: the power
+        indicator blinks, or is off, say.
+        """
+        port, = (d for bus in guest.vm.cmd('query-pci') for d in bus['devices']
+                 if d['qdev_id'] == 'rp2')
+        text = guest.vm.cmd('human-monitor-command', **{
+            'command-line': f'xp /256bx {ECAM + (port["slot"] << 15):#x}'})
+        config = bytes(int(byte, 16) for line in text.splitlines()
+                       for byte in line.split(':')[1].split())
+        at = config[0x34]
+        while at and config[at] != 0x10:
+            at = config[at + 1]
+        return 'slot: control {:#06x}, status {:#06x}'.format(
+            *struct.unpack_from('<HH', config, at + 0x18))
+
+    def status(self, guest, wanted=None):
+        """Return what is known of a migration, which ends as @wanted or not."""
+        state = guest.vm.cmd('query-migrate')
+        if state['status'] in ENDS and state['status'] != wanted:
+            guest.fail(f'its migration: {state}, {self.slot(guest)}')
+        return state
+
     def wait_status(self, guest, wanted):
         while True:
-            state = guest.vm.cmd('query-migrate')
+            state = self.status(guest, wanted)
             if state['status'] == wanted:
                 return state
-            if state['status'] in ('failed', 'completed'):
-                guest.fail(f'its migration: {state}')
             guest.check_time(f'migration {wanted}')
             time.sleep(0.2)
 
@@ -47,7 +73,8 @@ class WriteTracking(traffic.TrafficTest):
         """Migrate; return what was known when the guest was asked."""
         source.vm.cmd('migrate-set-parameters', **{'downtime-limit': 2000})
         source.vm.cmd('migrate', uri='unix:/tmp/wt')
-        source.wait_event('UNPLUG_PRIMARY')
+        source.wait_event('UNPLUG_PRIMARY', idle=lambda: self.status(source))
+        print('asked,', self.slot(source), flush=True)
         passes = source.vm.cmd('query-migrate')
         state = self.wait_status(source, 'completed')
         info, = source.vm.cmd('query-write-tracking')

@@ -30,6 +30,7 @@
  *   no-cap  hides the type1 IOMMU's dirty tracking
  *   decode  BAR 0 cannot be read while memory decode is off (as with VFIO, but
  *           for virtual functions)
+ *   ioport  BAR 2 has two ports, for the address and the data of a register
  *   posted  what a device writes is in memory after the next successful read
  *           of its registers or configuration space
  *   stuck   the device's transactions are pending for ever
@@ -58,6 +59,7 @@
 #define PAGE            4096ull
 #define REGION_SHIFT    24
 #define BAR0_SIZE       0x4000
+#define IOPORT_SIZE     32
 #define CONFIG_SIZE     4096
 #define CAP_EXPRESS     0x40
 
@@ -130,6 +132,8 @@ static size_t region_size(int index)
     switch (index) {
     case VFIO_PCI_BAR0_REGION_INDEX:
         return BAR0_SIZE;
+    case VFIO_PCI_BAR2_REGION_INDEX:
+        return option("ioport") ? IOPORT_SIZE : 0;
     case VFIO_PCI_CONFIG_REGION_INDEX:
         return CONFIG_SIZE;
     default:
@@ -190,6 +194,9 @@ static int device_new(const char *name)
     config(fd, CAP_EXPRESS, PCI_CAP_ID_EXP, 2);
     config(fd, CAP_EXPRESS + PCI_EXP_FLAGS, 2 | PCI_EXP_TYPE_ENDPOINT << 4, 2);
     config(fd, CAP_EXPRESS + PCI_EXP_DEVCAP, PCI_EXP_DEVCAP_FLR, 4);
+    if (option("ioport")) {
+        config(fd, PCI_BASE_ADDRESS_2, PCI_BASE_ADDRESS_SPACE_IO, 4);
+    }
     if (option("stuck")) {
         config(fd, CAP_EXPRESS + PCI_EXP_DEVSTA, PCI_EXP_DEVSTA_TRPND, 2);
     }
@@ -304,8 +311,13 @@ static void device_command(int fd, uint32_t cmd)
 
 static void device_written(int fd, off_t offset)
 {
+    off_t ports = region_offset(VFIO_PCI_BAR2_REGION_INDEX);
+
     if (offset == TESTDEV_CMD) {
         device_command(fd, get_bar(fd, TESTDEV_CMD));
+    } else if (offset == ports + TESTDEV_IODATA && option("ioport")) {
+        put(fd, 0, get_bar(fd, ports + TESTDEV_IOADDR),
+            get_bar(fd, ports + TESTDEV_IODATA), 4);
     } else if (offset == region_offset(VFIO_PCI_CONFIG_REGION_INDEX) +
                          TESTDEV_CFG_RECEIVE && fds[fd].igb &&
                (get_config(fd, PCI_COMMAND) & PCI_COMMAND_MASTER)) {

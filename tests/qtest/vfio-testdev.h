@@ -42,6 +42,10 @@ enum {
 /* in configuration space: receive so many packets */
 #define TESTDEV_CFG_RECEIVE 0xf0
 
+/* BAR 2, where there is one */
+#define TESTDEV_IOADDR      0x00
+#define TESTDEV_IODATA      0x04
+
 #define TESTDEV_VECTORS     4
 
 #endif

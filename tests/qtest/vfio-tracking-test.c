@@ -24,7 +24,15 @@
 
 #define VIRTIO_NET_F_STANDBY    62
 #define ACPI_PCIHP_ADDR_ICH9    0x0cc0
+#define PCI_UP_BASE             0x0000
 #define PCI_EJ_BASE             0x0008
+
+/* What a guest writes to its slot's control register */
+#define SLOT_ON                 PCI_EXP_SLTCTL_PWR_IND_ON
+#define SLOT_BUSY               PCI_EXP_SLTCTL_PWR_IND_BLINK
+#define SLOT_OFF                (PCI_EXP_SLTCTL_PWR_IND_OFF | \
+                                 PCI_EXP_SLTCTL_PWR_OFF)
+#define SLOT_EVENTS             (PCI_EXP_SLTSTA_ABP | PCI_EXP_SLTSTA_PDC)
 
 static char *dir;               /* "devices" and the migration's file */
 static char *stream;
@@ -187,6 +195,8 @@ static void test_beside_primary(void)
 
 #define RING            64              /* entries */
 #define RING_ADDR       (VM_DMA_START + 0x10000)
+/* nobody else's, and sent long before the first pass is over */
+#define PORT_BUFFERS    (VM_DMA_START + 0x80000)
 
 typedef struct Driver {
     TrackedVM *vm;
@@ -490,17 +500,22 @@ static void hidden_start(HiddenTest *t, const char *options)
     write_reg(&t->src, TESTDEV_FILL, 0x5a);
 }
 
-/* Complete and compare; all memory was never marked. */
-static void hidden_end(HiddenTest *t)
+static int64_t marked_all(HiddenTest *t)
+{
+    QDict *info = tracking_info(&t->src);
+    int64_t count = qdict_get_int(info, "marked-all");
+
+    qobject_unref(info);
+    return count;
+}
+
+/* Complete and compare. */
+static void hidden_arrive(HiddenTest *t)
 {
     g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
                                                 t->args, stream);
     TrackedVM dst;
-    QDict *info;
 
-    info = tracking_info(&t->src);
-    g_assert_cmpint(qdict_get_int(info, "marked-all"), ==, 0);
-    qobject_unref(info);
     tracked_vm_finish(&t->src);
     tracked_vm_start(&dst, 0, incoming);
     tracked_vm_wait(&dst, "completed");
@@ -511,6 +526,13 @@ static void hidden_end(HiddenTest *t)
     tracked_vm_stop(&t->src);
     real_vfio();
     g_free(t->args);
+}
+
+/* The same; all memory was never marked. */
+static void hidden_end(HiddenTest *t)
+{
+    g_assert_cmpint(marked_all(t), ==, 0);
+    hidden_arrive(t);
 }
 
 /*
@@ -700,6 +722,117 @@ static void test_walker_errors(void)
     }
 }
 
+/* Another ring, which the guest sets up by I/O ports. */
+static void port_ring(TrackedVM *vm, QPCIBar ports)
+{
+    static const uint32_t regs[][2] = {
+        { TESTDEV_RDBAL, RING_ADDR + VM_PAGE },
+        { TESTDEV_RDH, 0 }, { TESTDEV_RDT, RING - 1 },
+    };
+
+    for (int i = 0; i < RING; i++) {
+        qtest_writeq(vm->qts, RING_ADDR + VM_PAGE + 16 * i,
+                     PORT_BUFFERS + i * VM_PAGE);
+    }
+    for (int i = 0; i < ARRAY_SIZE(regs); i++) {
+        qpci_io_writel(vm->dev, ports, TESTDEV_IOADDR, regs[i][0]);
+        qpci_io_writel(vm->dev, ports, TESTDEV_IODATA, regs[i][1]);
+    }
+}
+
+/*
+ * Memory decode is off, and the rings change all the same: I/O decode is on for
+ * a moment when nobody looks, or was on until memory decode was turned off.
+ */
+static void test_walker_ports(gconstpointer opaque)
+{
+    bool before = opaque;
+    QPCIBar ports;
+    HiddenTest t;
+
+    hidden_start(&t, "decode,ioport");
+    ports = qpci_iomap(t.src.dev, 2, NULL);
+    set_command(&t.src, PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY |
+                        (before ? PCI_COMMAND_IO : 0));
+    tracked_vm_wait_first_pass(&t.src);
+    if (!before) {
+        set_command(&t.src, PCI_COMMAND_MASTER);
+        tracked_vm_wait(&t.src, "pre-switchover");
+        g_assert_cmpint(marked_all(&t), ==, 0);
+        set_command(&t.src, PCI_COMMAND_MASTER | PCI_COMMAND_IO);
+    } else {
+        tracked_vm_wait(&t.src, "pre-switchover");
+    }
+    port_ring(&t.src, ports);
+    set_command(&t.src, PCI_COMMAND_MASTER);
+    config_receive(&t.src, 5);
+    /* it is this ring */
+    g_assert_cmphex(qtest_readb(t.src.qts, PORT_BUFFERS), ==, 0x5a);
+    hidden_arrive(&t);
+}
+
+/* -------------------------------------------------------------- proof mode */
+
+static int64_t vm_stat(TrackedVM *vm, const char *name)
+{
+    int64_t value = -1;
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-stats', 'arguments': {"
+                                    "  'target': 'vm' } }");
+    QDict *provider = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp,
+                                                                   "return")));
+    const QListEntry *e;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(provider, "stats"), e) {
+        QDict *stat = qobject_to(QDict, qlist_entry_obj(e));
+
+        if (!strcmp(qdict_get_str(stat, "name"), name)) {
+            value = qdict_get_int(stat, "value");
+        }
+    }
+    qobject_unref(rsp);
+    return value;
+}
+
+/* Looks at the dirty pages, up to now. */
+static int64_t passes(TrackedVM *vm)
+{
+    return vm_stat(vm, "write-tracking-syncs");
+}
+
+/*
+ * A look takes longer than downtime-limit, and what the card may write in that
+ * time is sent in no time: the time of the look is not that of the stream.
+ */
+static void test_verify_slow(void)
+{
+    g_autofree char *dev = device("igb0", 1);
+    g_autofree char *args = g_strdup_printf(
+        "%s,addr=6.0,write-tracking=igb,write-tracking-verify=on "
+        "-device VGA,vgamem_mb=256,romfile=", dev);
+    TrackedVM vm;
+    Driver driver;
+
+    fake_vfio("decode");
+    tracked_vm_start(&vm, QPCI_DEVFN(6, 0), args);
+    tracked_vm_fill(&vm);
+    driver_start(&driver, &vm);
+    tracked_vm_migrate(&vm, stream);
+    /* each look finds all of the ring's buffers, too many for a millisecond */
+    set_command(&vm, PCI_COMMAND_MASTER);
+    tracked_vm_wait_first_pass(&vm);
+    while (passes(&vm) < 5) {
+        g_usleep(20 * 1000);
+    }
+    qtest_qmp_assert_success(vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'max-bandwidth': 0, 'downtime-limit': 50 } }");
+    tracked_vm_wait(&vm, "pre-switchover");
+    g_test_message("%" PRId64 " passes", passes(&vm));
+    tracked_vm_finish(&vm);
+    tracked_vm_stop(&vm);
+    real_vfio();
+}
+
 /* ------------------------------------------------------------- late unplug */
 
 typedef struct Pair {
@@ -713,9 +846,11 @@ static const char *pair_uri;    /* instead of a file */
 static unsigned pair_bandwidth; /* for the switchover; 0: as measured */
 static const char *pair_options = "";   /* of the fake */
 static const char *pair_tracking = "igb";
+static bool pair_native;        /* hot-plug by the port, not by ACPI */
 
 static void pair_migrate(Pair *p)
 {
+    tracked_vm_wait_idle(&p->vm);
     if (pair_uri) {
         tracked_vm_migrate_to(&p->vm, pair_uri);
     } else {
@@ -737,6 +872,37 @@ static void pair_find(Pair *p)
     p->vm.bar = qpci_iomap(p->vm.dev, 0, NULL);
 }
 
+/* The register at that offset of the card's port. */
+static QPCIDevice *port_find(Pair *p, uint8_t reg, uint8_t *offset)
+{
+    QPCIDevice *port = qpci_device_find(p->vm.bus, QPCI_DEVFN(2, 0));
+
+    g_assert_nonnull(port);
+    *offset = qpci_find_capability(port, PCI_CAP_ID_EXP, 0) + reg;
+    return port;
+}
+
+static void slot_control(Pair *p, uint16_t val)
+{
+    uint8_t offset;
+    g_autofree QPCIDevice *port = port_find(p, PCI_EXP_SLTCTL, &offset);
+
+    qpci_config_writew(port, offset, val);
+}
+
+/* Has anything been plugged since it was called last? */
+static bool plug_event(Pair *p)
+{
+    uint8_t offset;
+    g_autofree QPCIDevice *port = port_find(p, PCI_EXP_SLTSTA, &offset);
+    uint16_t events = qpci_config_readw(port, offset) & SLOT_EVENTS;
+
+    qpci_config_writew(port, offset, events);
+    return pair_native ? events & PCI_EXP_SLTSTA_PDC
+                       : qtest_inl(p->vm.qts,
+                                   ACPI_PCIHP_ADDR_ICH9 + PCI_UP_BASE);
+}
+
 /* A standby that is to be unplugged late, and a card that receives. */
 static void pair_start(Pair *p, unsigned timeout_ms)
 {
@@ -749,11 +915,14 @@ static void pair_start(Pair *p, unsigned timeout_ms)
         "-device virtio-net,bus=root0,id=standby0,failover=on,romfile=,"
         "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
     args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=%s,"
-                           "failover_pair_id=standby0", p->base, vf,
-                           pair_tracking);
+                           "failover_pair_id=standby0 -global ICH9-LPC."
+                           "acpi-pci-hotplug-with-bridge-support=%s", p->base,
+                           vf, pair_tracking, pair_native ? "off" : "on");
     fake_vfio(pair_options);
     tracked_vm_start(&p->vm, 0, args);
     p->net = negotiate_standby(&p->vm);
+    slot_control(p, SLOT_ON);
+    g_assert_true(plug_event(p));
     pair_find(p);
     tracked_vm_fill(&p->vm);
     driver_start(&p->driver, &p->vm);
@@ -779,6 +948,10 @@ static void wait_request(Pair *p)
 
 static void eject(Pair *p)
 {
+    if (pair_native) {
+        slot_control(p, SLOT_OFF);
+        return;
+    }
     qtest_outl(p->vm.qts, ACPI_PCIHP_ADDR_ICH9 + PCI_EJ_BASE, 1);
 }
 
@@ -845,6 +1018,9 @@ static void complete(Pair *p)
 /* The device came back and works, once the guest has enabled it again. */
 static void assert_replugged(Pair *p)
 {
+    tracked_vm_wait_idle(&p->vm);
+    g_assert_true(plug_event(p));
+    slot_control(p, SLOT_ON);
     g_assert_cmphex(qpci_config_readw(p->vm.dev, PCI_COMMAND) &
                     PCI_COMMAND_MASTER, ==, 0);
     qpci_device_enable(p->vm.dev);
@@ -852,10 +1028,27 @@ static void assert_replugged(Pair *p)
     driver_traffic(&p->driver, 3);
 }
 
+/* It has been there all the time; as the guest saw it, too. */
 static void assert_plugged(Pair *p)
 {
+    tracked_vm_wait_idle(&p->vm);
+    g_assert_false(plug_event(p));
     driver_start(&p->driver, &p->vm);
     driver_traffic(&p->driver, 3);
+}
+
+/* What has arrived of a migration that was tried again is the same. */
+static void complete_and_compare(Pair *p)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
+                                                p->base, stream);
+    TrackedVM dst;
+
+    complete(p);
+    tracked_vm_start(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
 }
 
 /* The guest does not let go. */
@@ -875,6 +1068,36 @@ static void test_late_timeout(void)
     eject(&p);
     qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
     pair_stop(&p);
+}
+
+/*
+ * The same without ACPI.  The driver of the port takes the event of something
+ * that is plugged for the removal of what it has.
+ */
+static void test_late_native(void)
+{
+    pair_native = true;
+    test_late_timeout();
+    pair_native = false;
+}
+
+/* The guest's slot is busy, and cannot be asked; later it can. */
+static void test_late_refused(void)
+{
+    g_autofree char *why = NULL;
+    Pair p;
+
+    pair_native = true;
+    pair_start(&p, 30000);
+    slot_control(&p, SLOT_BUSY);
+    why = tracked_vm_wait_failed(&p.vm);
+    g_test_message("%s", why);
+    g_assert_nonnull(strstr(why, "cannot be unplugged"));
+    slot_control(&p, SLOT_ON);
+    assert_plugged(&p);
+    complete_and_compare(&p);
+    pair_stop(&p);
+    pair_native = false;
 }
 
 /* A guest that does not run cannot let go. */
@@ -1040,7 +1263,10 @@ static bool try_migrate(Pair *p, const char *expected)
     return done;
 }
 
-/* A migration has failed, and waits for the guest: no other one can begin. */
+/*
+ * A migration has failed, and waits for the guest: no other one can begin, nor
+ * a snapshot, nor can it be changed what its end has to clean up.
+ */
 static void test_late_retry(void)
 {
     g_autofree char *why = NULL;
@@ -1048,34 +1274,46 @@ static void test_late_retry(void)
     Pair p;
 
     pair_start_sink(&p, &sink, 120000);
+    tracked_vm_add_snapshot_disk(&p.vm, dir);
     sink_break(&sink);
     why = tracked_vm_push_to_failure(&p.vm);
     g_assert_false(try_migrate(&p, "There's a migration process in progress"));
+    g_assert_false(tracked_vm_is_idle(&p.vm));
+    g_clear_pointer(&why, g_free);
+    why = tracked_vm_snapshot(&p.vm, "snapshot-save", "s");
+    g_assert_cmpstr(why, ==, "There's a migration process in progress");
     eject(&p);
-    while (!try_migrate(&p, "")) {
-        g_usleep(10 * 1000);
+    /* as soon as it can: all of the last one is over by then */
+    while (!try_migrate(&p, "There's a migration process in progress")) {
+        continue;
     }
+    g_assert_true(plug_event(&p));
     pair_stop(&p);
 }
 
-static int64_t vm_stat(TrackedVM *vm, const char *name)
+/*
+ * The guest is asked, and RAM does not converge any more: there is time between
+ * passes all the same, or the guest would get none.
+ */
+static void test_late_passes(void)
 {
-    int64_t value = -1;
-    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'query-stats', 'arguments': {"
-                                    "  'target': 'vm' } }");
-    QDict *provider = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp,
-                                                                   "return")));
-    const QListEntry *e;
+    g_autofree char *why = NULL;
+    int64_t before, after;
+    Pair p;
 
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(provider, "stats"), e) {
-        QDict *stat = qobject_to(QDict, qlist_entry_obj(e));
-
-        if (!strcmp(qdict_get_str(stat, "name"), name)) {
-            value = qdict_get_int(stat, "value");
-        }
-    }
-    qobject_unref(rsp);
-    return value;
+    pair_start(&p, 3000);
+    wait_request(&p);
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'avail-switchover-bandwidth': 1000 } }");
+    before = passes(&p.vm);
+    why = tracked_vm_wait_failed(&p.vm);
+    after = passes(&p.vm);
+    g_test_message("%" PRId64 " passes", after - before);
+    /* two in a second, and those under way */
+    g_assert_cmpint(after - before, <=, 3 * 2 + 2);
+    assert_plugged(&p);
+    pair_stop(&p);
 }
 
 /* A pass begins that takes half a minute: nobody looks for dirty pages. */
@@ -1136,20 +1374,6 @@ static void test_late_deleted(void)
     g_assert_cmpint(tracked_vm_differences(&p.vm, &dst, dir), ==, 0);
     tracked_vm_stop(&dst);
     pair_stop(&p);
-}
-
-/* What has arrived of a migration that was tried again is the same. */
-static void complete_and_compare(Pair *p)
-{
-    g_autofree char *incoming = g_strdup_printf("%s -incoming file:%s -S",
-                                                p->base, stream);
-    TrackedVM dst;
-
-    complete(p);
-    tracked_vm_start(&dst, 0, incoming);
-    tracked_vm_wait(&dst, "completed");
-    g_assert_cmpint(tracked_vm_differences(&p->vm, &dst, dir), ==, 0);
-    tracked_vm_stop(&dst);
 }
 
 /*
@@ -1582,16 +1806,24 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/walker/hidden", test_walker_hidden);
     qtest_add_func("/vfio-tracking/walker/hidden-back",
                    test_walker_hidden_back);
+    qtest_add_data_func("/vfio-tracking/walker/ports", NULL,
+                        test_walker_ports);
+    qtest_add_data_func("/vfio-tracking/walker/ports-before", "",
+                        test_walker_ports);
     qtest_add_func("/vfio-tracking/walker/posted", test_walker_posted);
     qtest_add_func("/vfio-tracking/walker/superfluous",
                    test_walker_superfluous);
     qtest_add_func("/vfio-tracking/walker/errors", test_walker_errors);
     qtest_add_func("/vfio-tracking/walker/unknown", test_walker_unknown);
     qtest_add_func("/vfio-tracking/walker/snapshot", test_walker_snapshot);
+    qtest_add_func("/vfio-tracking/verify/slow", test_verify_slow);
     qtest_add_func("/vfio-tracking/late/unplug", test_late);
     qtest_add_func("/vfio-tracking/late/untracked", test_late_untracked);
     qtest_add_func("/vfio-tracking/late/retry", test_late_retry);
+    qtest_add_func("/vfio-tracking/late/passes", test_late_passes);
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
+    qtest_add_func("/vfio-tracking/late/native", test_late_native);
+    qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
     qtest_add_data_func("/vfio-tracking/late/cancel-timeout", NULL,

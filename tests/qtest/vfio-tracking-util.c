@@ -147,6 +147,27 @@ void tracked_vm_wait(TrackedVM *vm, const char *wanted)
     g_error("no migration status %s within %d s", wanted, WAIT_S);
 }
 
+bool tracked_vm_is_idle(TrackedVM *vm)
+{
+    QDict *rsp = qtest_qmp(vm->qts, "{ 'execute': 'migrate-set-capabilities',"
+                                    "  'arguments': { 'capabilities': [] } }");
+    bool idle = !qdict_haskey(rsp, "error");
+
+    qobject_unref(rsp);
+    return idle;
+}
+
+void tracked_vm_wait_idle(TrackedVM *vm)
+{
+    for (int i = 0; i < WAIT_S * 50; i++) {
+        if (tracked_vm_is_idle(vm)) {
+            return;
+        }
+        g_usleep(20 * 1000);
+    }
+    g_error("the migration was not over within %d s", WAIT_S);
+}
+
 void tracked_vm_wait_first_pass(TrackedVM *vm)
 {
     for (int i = 0; i < WAIT_S * 50; i++) {

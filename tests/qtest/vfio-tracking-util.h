@@ -53,6 +53,9 @@ void tracked_vm_migrate(TrackedVM *vm, const char *path);
 void tracked_vm_migrate_to(TrackedVM *vm, const char *uri);
 /* Wait for a status; "failed" and "completed" end the wait with an error. */
 void tracked_vm_wait(TrackedVM *vm, const char *status);
+/* Is no migration under way, cleaning up included? */
+bool tracked_vm_is_idle(TrackedVM *vm);
+void tracked_vm_wait_idle(TrackedVM *vm);
 /* Wait until each page was sent once. */
 void tracked_vm_wait_first_pass(TrackedVM *vm);
 /* Let it converge, and wait for the stop before the switchover. */

@@ -47,6 +47,7 @@ struct PCITracker {
     unsigned nr_traps;
     bool armed;
     bool quiet;                     /* no bus mastering, and all is marked */
+    bool by_ports;                  /* registers may differ from those read */
     NotifierWithReturn migration;
     WriteTrackQuiesce quiesce;
 };
@@ -68,22 +69,37 @@ static bool read_reg(void *opaque, uint32_t reg, uint32_t *val)
     return true;
 }
 
-/* I/O ports may lead to the registers as well. */
+static uint16_t command(VFIOPCIDevice *vdev)
+{
+    return pci_get_word(PCI_DEVICE(vdev)->config + PCI_COMMAND);
+}
+
+/* Do I/O ports, which do not trap, lead to the registers now? */
+static bool has_ports(VFIOPCIDevice *vdev)
+{
+    bool ports = false;
+
+    for (int i = 0; i < PCI_ROM_SLOT; i++) {
+        ports |= vdev->bars[i].ioport;
+    }
+    return ports && command(vdev) & PCI_COMMAND_IO;
+}
+
+static bool answers(VFIOPCIDevice *vdev)
+{
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+    bool sleeps = (pdev->cap_present & QEMU_PCI_CAP_PM) &&
+                  pci_get_word(pdev->config + pdev->pm_cap + PCI_PM_CTRL) &
+                  PCI_PM_CTRL_STATE_MASK;
+
+    return !sleeps && command(vdev) & PCI_COMMAND_MEMORY;
+}
+
 static bool decodes(void *opaque)
 {
     PCITracker *pt = opaque;
-    PCIDevice *pdev = PCI_DEVICE(pt->vdev);
-    uint16_t on = PCI_COMMAND_MEMORY;
 
-    for (int i = 0; i < PCI_ROM_SLOT; i++) {
-        on |= pt->vdev->bars[i].ioport ? PCI_COMMAND_IO : 0;
-    }
-    if ((pdev->cap_present & QEMU_PCI_CAP_PM) &&
-        pci_get_word(pdev->config + pdev->pm_cap + PCI_PM_CTRL) &
-        PCI_PM_CTRL_STATE_MASK) {
-        return false;           /* it sleeps */
-    }
-    return pci_get_word(pdev->config + PCI_COMMAND) & on;
+    return pt->by_ports || answers(pt->vdev);
 }
 
 static bool read_mem(void *opaque, uint64_t addr, void *buf, uint32_t len)
@@ -211,13 +227,13 @@ static bool config_rw(VFIOPCIDevice *vdev, bool write, off_t at, uint16_t *val)
 
 static bool set_master(VFIOPCIDevice *vdev, bool on)
 {
-    uint16_t command;
+    uint16_t val;
 
-    if (!config_rw(vdev, false, PCI_COMMAND, &command)) {
+    if (!config_rw(vdev, false, PCI_COMMAND, &val)) {
         return false;
     }
-    command = on ? command | PCI_COMMAND_MASTER : command & ~PCI_COMMAND_MASTER;
-    return config_rw(vdev, true, PCI_COMMAND, &command);
+    val = on ? val | PCI_COMMAND_MASTER : val & ~PCI_COMMAND_MASTER;
+    return config_rw(vdev, true, PCI_COMMAND, &val);
 }
 
 /*
@@ -266,8 +282,7 @@ static bool wait_drained(VFIOPCIDevice *vdev, Error **errp)
 
 static bool is_master(VFIOPCIDevice *vdev)
 {
-    return pci_get_word(PCI_DEVICE(vdev)->config + PCI_COMMAND) &
-           PCI_COMMAND_MASTER;
+    return command(vdev) & PCI_COMMAND_MASTER;
 }
 
 /* A device that is not stopped by a migration of its state. */
@@ -401,6 +416,7 @@ static void arm(PCITracker *pt)
     }
     pt->armed = true;
     pt->quiet = false;
+    pt->by_ports = has_ports(pt->vdev);
     enable_windows(pt, true);
     write_walk_start(pt->walk);
 }
@@ -455,6 +471,10 @@ static bool source_sync(WriteTracker *t, bool last, Error **errp)
         last = true;
     }
     write_walk_sync(pt->walk, last);
+    if (answers(pt->vdev)) {
+        /* they were read anew */
+        pt->by_ports = has_ports(pt->vdev);
+    }
     return true;
 }
 
@@ -556,11 +576,16 @@ void write_track_pci_exit(VFIOPCIDevice *vdev)
 void write_track_pci_command(VFIOPCIDevice *vdev)
 {
     WriteTracker *t = vdev->vbasedev.write_tracker;
+    PCITracker *pt = container_of(t, PCITracker, tracker);
 
-    /* on and off again between two syncs: it may have written */
-    if (t && t->source == &source && is_master(vdev)) {
-        container_of(t, PCITracker, tracker)->quiet = false;
+    if (!t || t->source != &source) {
+        return;
     }
+    /* on and off again between two syncs: it may have written */
+    if (is_master(vdev)) {
+        pt->quiet = false;
+    }
+    pt->by_ports |= has_ports(vdev);
 }
 
 static int get_mode(Object *obj, Error **errp)

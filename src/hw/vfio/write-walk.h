@@ -41,7 +41,8 @@ typedef struct WriteWalkIO {
      */
     bool (*read_reg)(void *opaque, uint32_t reg, uint32_t *val);
     /*
-     * Has the guest left the registers reachable?  When it has not, and they
+     * Can the guest reach the registers, or could it, by a way that does not
+     * trap, since the last sync that could read them?  When it cannot, and they
      * do not answer, nobody changes them: they count as they were read last.
      */
     bool (*decodes)(void *opaque);

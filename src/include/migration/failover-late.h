@@ -65,9 +65,7 @@ bool failover_late_has(const char *name);
  * Asks the guests for the devices when it is called first.  If the VM does not
  * run, or a guest takes longer than it may, the migration's error is set.
  *
- * Context: the migration thread, without the BQL.  Waits for up to half a
- * second when it is not ready, unless the migration ends; the caller makes a
- * pass then.
+ * Context: the migration thread, without the BQL.
  *
  * Returns: true if no device is left to be let go of
  */
@@ -83,6 +81,27 @@ bool failover_late_ready(void);
 void failover_late_check(void);
 
 /**
+ * migration_skip_time: nothing was to be sent for a while, on purpose
+ * @start_ms: since when, up to now, by QEMU_CLOCK_REALTIME
+ *
+ * What was sent is divided by the rest of the time, which gives the bandwidth,
+ * and by it what can be sent in the switchover.
+ *
+ * Context: the migration thread.
+ */
+void migration_skip_time(int64_t start_ms);
+
+/**
+ * failover_late_pause: a look at the dirty pages is next
+ *
+ * Waits for up to half a second while a guest is to let go, unless the
+ * migration ends.
+ *
+ * Context: the migration thread, without the BQL.
+ */
+void failover_late_pause(void);
+
+/**
  * failover_late_wait: the migration was given up
  *
  * A guest that was asked finishes, so that the device can be plugged again;
@@ -93,9 +112,16 @@ void failover_late_check(void);
 void failover_late_wait(void);
 
 /**
- * failover_late_waits: is a migration that was given up still waiting?
+ * failover_late_end: the migration was cleaned up, another one can begin
+ * Context: BQL held.
+ */
+void failover_late_end(void);
+
+/**
+ * failover_late_waits: is a migration that was given up not at its end?
  *
- * Its state says that it has ended, but another one cannot begin.
+ * Its state may say that it has failed, but it waits for a guest, or is to be
+ * cleaned up, so another one cannot begin.
  */
 bool failover_late_waits(void);
 
