@@ -576,11 +576,12 @@ void write_track_pci_exit(VFIOPCIDevice *vdev)
 void write_track_pci_command(VFIOPCIDevice *vdev)
 {
     WriteTracker *t = vdev->vbasedev.write_tracker;
-    PCITracker *pt = container_of(t, PCITracker, tracker);
+    PCITracker *pt;
 
     if (!t || t->source != &source) {
         return;
     }
+    pt = container_of(t, PCITracker, tracker);
     /* on and off again between two syncs: it may have written */
     if (is_master(vdev)) {
         pt->quiet = false;
