@@ -373,9 +373,11 @@ class OnTmpfs(GuardTest):
                         '-blockdev', 'driver=file,node-name=source,'
                         f'filename={source}'), device=None, policy='hold',
                         max_hold_ms=25000) as vm:
+                    # one write at a time: what fails after a cancel is held
                     vm.cmd('blockdev-mirror', {
                         'job-id': 'job', 'device': 'source', 'target': 'disk',
-                        'sync': 'full'})
+                        'sync': 'full', 'granularity': 65536,
+                        'buf-size': 65536 if cancel else 0})
                     self.fill_by_job(vm, cancel)
                     self.assertEqual(vm.stats()['expired'], 0)
                     vm.vm.shutdown()
