@@ -54,9 +54,6 @@ SIGNAL = re.compile(r'potentially unexpected fatal signal \d+')
 PANIC = re.compile(r'(Kernel panic[^\n]*|BUG: [^\n]*|Oops[^\n]*|'
                    r'reboot: Power down)')
 
-# a kernel that resets itself or panics
-KERNEL_SAYS_WHY = re.compile('reboot: |Kernel panic|Oops|BUG: |double fault')
-
 IOMMUS = {
     'intel': (['intel-iommu,intremap=on,caching-mode=on'],
               'intel_iommu=on iommu=nopt'),
@@ -69,13 +66,6 @@ IOMMUS = {
 
 class LabHung(Exception):
     """The emulated host itself stopped; not the fault of what is tested."""
-
-
-class GuestLost(LabHung):
-    """A guest was reset, as by a triple fault, and its kernel said nothing.
-
-    docs/lab.rst, "Guests have one vCPU": a fault of the emulation.
-    """
 
 
 class LabError(AssertionError):
@@ -198,7 +188,7 @@ class Lab:
         try:
             self._boot()
         except LabHung as hung:
-            self.note_retry(f'the emulated host hung at boot ({hung})')
+            self.note_retry(f'at boot: {hung}')
             try:
                 self._boot()
             except LabHung as again:
@@ -219,8 +209,8 @@ class Lab:
             if log.is_file():
                 kept.append(log.with_name(f'{name}-hung-{self.retries}.log'))
                 shutil.copy(log, kept[-1])
-        self.say(f'lab {self.name}: {why}; started once more; its logs: '
-                 f'{" ".join(map(str, kept))}')
+        self.say(f'lab {self.name}: the emulated host hung ({why}); started '
+                 f'once more; its logs: {" ".join(map(str, kept))}')
         self.close()
 
     def _boot(self):
@@ -564,8 +554,7 @@ class LabGuest(GuestProtocol):
 
     def _fail(self, why):
         self.lab.check_stalled()
-        kind = GuestLost if self._lost() else GuestFailure
-        raise kind(
+        raise GuestFailure(
             f'inner guest {self.name}: {why}\n  results so far: '
             f'{self.results}\n  last lines of its console ({self.console}):\n'
             f'{console_tail(self.console)}\n  its vCPUs:\n'
@@ -573,16 +562,6 @@ class LabGuest(GuestProtocol):
             f'{self._events()}\n  its QEMU said:\n'
             f'{self._qemu_state()}\n  the emulated host said:\n'
             f'{console_tail(self.lab.folder / "console.log", 10)}')
-
-    def _lost(self):
-        """Tell if it was reset without its kernel's doing or knowing."""
-        text = self.console.read_bytes()[self._console_start:]
-        return 'guest-reset' in self._reasons() \
-            and not KERNEL_SAYS_WHY.search(text.decode(errors='replace'))
-
-    def _reasons(self):
-        return [e['data'].get('reason') for e in self._told()
-                if e['event'] == 'SHUTDOWN']
 
     def _silent(self, what):
         if not self.alive():
@@ -598,7 +577,8 @@ class LabGuest(GuestProtocol):
 
         -no-reboot: also by a reset of the guest, as by a triple fault.
         """
-        reasons = self._reasons()
+        reasons = [e['data'].get('reason') for e in self._told()
+                   if e['event'] == 'SHUTDOWN']
         signals = SIGNAL.findall(self.lab._log('console'))
         console = console_tail(self.console, 1).strip()
         return ', '.join([

@@ -11,9 +11,8 @@
 A test or class under @long_test runs with HOTPATH_LONG=1 only.
 
 A test that finds the emulated host itself hung (LabHung: its kernel reports a
-stall or panics, or its agent is silent), or its guest lost (GuestLost: reset as
-by a triple fault, without a word), is run once more on a new one; that is
-counted and told, with the report.  Nothing else is repeated.
+stall or panics, or its agent is silent) is run once more on a new one; that is
+counted and told.  Nothing else is repeated.
 """
 import atexit
 import contextlib
@@ -27,7 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from lab import (GuestFailure, GuestLost, Lab, LabError,               # noqa: E402,F401
+from lab import (GuestFailure, Lab, LabError,               # noqa: E402,F401
                  LabHung)
 from guest_kernel import KernelLacks                       # noqa: E402
 from hotpath_paths import note                              # noqa: E402
@@ -103,18 +102,14 @@ def time_limit(limit_s=TEST_LIMIT_S):
 
 def bounded(method):
     """Give a test, or a round of one, its time limit and a second try when the
-    emulated host hung, its kernel panicked or a guest was lost: that says
-    nothing of the test.
+    emulated host hung or its kernel panicked: that says nothing of the test.
     """
     @functools.wraps(method)
     def wrapper(self, *args):
-        what = 'the emulated host hung'
         try:
             with time_limit(self.limit_s):
                 method(self, *args)
             return
-        except GuestLost as lost:
-            what, why = 'a guest was lost', str(lost)
         except LabHung as hung:
             why = str(hung)
         except unittest.SkipTest:
@@ -124,17 +119,15 @@ def bounded(method):
             if not why:
                 raise
         self.doCleanups()
-        first, *report = why.splitlines()
-        for line in report:
-            say(line)
-        note(f'{self.id()}: {what} ({first}), the test was run once more')
-        self.lab.note_retry(f'{what} ({first})')
+        note(f'{self.id()}: the emulated host hung ({why}), the test was run '
+             'once more')
+        self.lab.note_retry(why)
         self.lab.__enter__()
         try:
             with time_limit(self.limit_s):
                 method(self, *args)
         except LabHung as again:
-            raise LabError(f'{what}, and once more: {again}') from None
+            raise LabError(f'the emulated host hung twice: {again}') from None
     return wrapper
 
 
