@@ -175,9 +175,21 @@ static void look_bh(void *opaque)
 
 static void vm_state_changed(void *opaque, bool running, RunState state)
 {
+    BlockBackend *blk = NULL;
+
     if (running) {
         space_requests_vm_runs();
-    } else if (state == RUN_STATE_IO_ERROR && vm.credit) {
+        return;
+    }
+    if (state != RUN_STATE_IO_ERROR) {
+        return;
+    }
+    while ((blk = blk_all_next(blk))) {
+        if (blk_iostatus(blk) == BLOCK_DEVICE_IO_STATUS_NOSPACE) {
+            space_guard_foreach_below(blk, space_requests_vm_stopped);
+        }
+    }
+    if (vm.credit) {
         /* the other handlers and the drain come first */
         aio_bh_schedule_oneshot(iohandler_get_aio_context(), look_bh, NULL);
     }

@@ -1,5 +1,6 @@
 /*
- * QTest: which devices may be above a space-guard that lets writes wait
+ * QTest: which devices may be above a space-guard that lets writes wait, and
+ * what becomes of such a write when its device is reset
  *
  * Copyright (c) 2026 qemu-hotpath
  *
@@ -12,9 +13,18 @@
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
+#include "libqos/libqos-pc.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio.h"
+#include "libqos/virtio-pci.h"
 #include "qapi/error.h"
+#include "qemu/bswap.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "scsi/constants.h"
+#include "standard-headers/linux/virtio_blk.h"
+#include "standard-headers/linux/virtio_scsi.h"
 
 #define IMAGE_SIZE (4 * 1024 * 1024)
 #define HOLD "-blockdev space-guard,node-name=guard,file=data,policy=hold "
@@ -180,6 +190,222 @@ static void test_device_comes_later(void)
     qtest_quit(qts);
 }
 
+/*
+ * A device that is reset while a write waits.  The storage has room, but says
+ * that it has none.
+ */
+
+#define FULL "-blockdev blkdebug,node-name=full,image=data," \
+             "inject-error.0.event=pwritev,inject-error.0.errno=28 " \
+             "-blockdev space-guard,node-name=guard,file=full,policy=hold," \
+             "max-hold-ms=25000 "
+#define SLOT 4
+
+typedef struct Machine {
+    QTestState *qts;
+    QGuestAllocator alloc;
+    QPCIBus *pci;
+    QVirtioPCIDevice *dev;
+    QVirtQueue *vq[3];
+    unsigned n_queues;
+} Machine;
+
+static void machine_begin(Machine *m)
+{
+    QVirtioDevice *vdev = &m->dev->vdev;
+
+    qvirtio_start_device(vdev);
+    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
+                           1ull << VIRTIO_RING_F_EVENT_IDX));
+    for (unsigned i = 0; i < m->n_queues; i++) {
+        m->vq[i] = qvirtqueue_setup(vdev, &m->alloc, i);
+    }
+    qvirtio_set_driver_ok(vdev);
+}
+
+static void machine_reset(Machine *m)
+{
+    qvirtio_reset(&m->dev->vdev);
+    for (unsigned i = 0; i < m->n_queues; i++) {
+        qvirtqueue_cleanup(m->dev->vdev.bus, m->vq[i], &m->alloc);
+    }
+}
+
+static void machine_start(Machine *m, unsigned n_queues, const char *args)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(SLOT, 0) };
+
+    m->n_queues = n_queues;
+    m->qts = start(args);
+    pc_alloc_init(&m->alloc, m->qts, ALLOC_NO_FLAGS);
+    m->pci = qpci_new_pc(m->qts, &m->alloc);
+    m->dev = virtio_pci_new(m->pci, &addr);
+    qvirtio_pci_device_enable(m->dev);
+    machine_begin(m);
+}
+
+static void machine_end(Machine *m)
+{
+    machine_reset(m);
+    qvirtio_pci_destructor(&m->dev->obj);
+    g_free(m->dev);
+    qpci_free_pc(m->pci);
+    alloc_destroy(&m->alloc);
+    qtest_quit(m->qts);
+}
+
+/* Returns the address of the response */
+static uint64_t queue(Machine *m, unsigned n, const void *req, size_t req_len,
+                      size_t data_len, size_t resp_len)
+{
+    uint64_t addr = guest_alloc(&m->alloc, req_len + data_len + resp_len);
+    uint32_t head;
+
+    qtest_memwrite(m->qts, addr, req, req_len);
+    qtest_memset(m->qts, addr + req_len, 0x5a, data_len + resp_len);
+    head = qvirtqueue_add(m->qts, m->vq[n], addr, req_len, false, true);
+    if (data_len) {
+        qvirtqueue_add(m->qts, m->vq[n], addr + req_len, data_len, false, true);
+    }
+    qvirtqueue_add(m->qts, m->vq[n], addr + req_len + data_len, resp_len, true,
+                   false);
+    qvirtqueue_kick(m->qts, &m->dev->vdev, m->vq[n], head);
+    return addr + req_len + data_len;
+}
+
+static void blk_write(Machine *m)
+{
+    struct virtio_blk_outhdr req = { .type = cpu_to_le32(VIRTIO_BLK_T_OUT) };
+
+    queue(m, 0, &req, sizeof(req), 512, 1);
+}
+
+#define LUN { 1, 0, 0x40, 0 }
+
+static void scsi_write(Machine *m)
+{
+    struct virtio_scsi_cmd_req req = {
+        .lun = LUN,
+        .cdb = { WRITE_10, [8] = 1 },
+    };
+
+    queue(m, 2, &req, sizeof(req), 512, sizeof(struct virtio_scsi_cmd_resp));
+}
+
+/* Clear the unit attention */
+static void scsi_ready(Machine *m)
+{
+    struct virtio_scsi_cmd_req req = { .lun = LUN };
+    uint64_t addr = queue(m, 2, &req, sizeof(req), 0,
+                          sizeof(struct virtio_scsi_cmd_resp)) +
+                    offsetof(struct virtio_scsi_cmd_resp, response);
+
+    while (qtest_readb(m->qts, addr) == 0x5a) {
+        g_usleep(1000);
+    }
+}
+
+static void scsi_reset_lun(Machine *m)
+{
+    struct virtio_scsi_ctrl_tmf_req req = {
+        .subtype = cpu_to_le32(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET),
+        .lun = LUN,
+    };
+    uint64_t addr = queue(m, 0, &req, sizeof(req), 0,
+                          sizeof(struct virtio_scsi_ctrl_tmf_resp));
+
+    while (qtest_readb(m->qts, addr) == 0x5a) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(qtest_readb(m->qts, addr), ==, VIRTIO_SCSI_S_OK);
+}
+
+static void wait_held(Machine *m, int64_t held, bool stopped)
+{
+    for (;;) {
+        QDict *ret = qtest_qmp(m->qts,
+                               "{'execute': 'query-block-space-requests'}");
+        QObject *first = qlist_peek(qdict_get_qlist(ret, "return"));
+        QDict *request = first ? qobject_to(QDict, first) : NULL;
+        bool ok = request && qdict_get_int(request, "held") == held;
+
+        if (ok) {
+            g_assert_cmpint(qdict_get_bool(request, "stopped"), ==, stopped);
+        }
+        qobject_unref(ret);
+        if (ok) {
+            return;
+        }
+        g_usleep(1000);
+    }
+}
+
+static void check_runs(Machine *m)
+{
+    QDict *ret;
+
+    /* a request to stop is taken before the main loop takes this */
+    for (int i = 0; i < 10; i++) {
+        ret = qtest_qmp(m->qts, "{'execute': 'query-status'}");
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(ret, "return"),
+                                      "status"), ==, "running");
+        qobject_unref(ret);
+    }
+}
+
+static void check_reset(unsigned n_queues, void (*write)(Machine *m),
+                        void (*ready)(Machine *m),
+                        void (*reset)(Machine *m), const char *device)
+{
+    Machine m = { };
+
+    machine_start(&m, n_queues, device);
+    /* nobody wants the first one any more; the second one may wait, too */
+    for (int i = 0; i < 2; i++) {
+        if (ready) {
+            ready(&m);
+        }
+        write(&m);
+        wait_held(&m, 1, false);
+        if (reset) {
+            reset(&m);
+        } else {
+            machine_reset(&m);
+            machine_begin(&m);
+        }
+        wait_held(&m, 0, false);
+        check_runs(&m);
+    }
+    machine_end(&m);
+}
+
+#define IOTHREAD "-object iothread,id=thread "
+
+static void test_reset(void)
+{
+    check_reset(1, blk_write, NULL, NULL,
+                FULL "-device virtio-blk-pci,drive=guard,addr=4");
+    check_reset(1, blk_write, NULL, NULL, FULL IOTHREAD
+                "-device virtio-blk-pci,drive=guard,addr=4,iothread=thread");
+}
+
+static void test_reset_scsi(void)
+{
+    static const char disk[] =
+        FULL "-device virtio-scsi-pci,addr=4 "
+        "-device scsi-hd,drive=guard";
+    static const char disk_of_thread[] =
+        FULL IOTHREAD "-device virtio-scsi-pci,addr=4,iothread=thread "
+        "-device scsi-hd,drive=guard";
+
+    check_reset(3, scsi_write, scsi_ready, NULL, disk);
+    check_reset(3, scsi_write, scsi_ready, NULL, disk_of_thread);
+    check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk);
+    check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk_of_thread);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -190,6 +416,8 @@ int main(int argc, char **argv)
     qtest_add_func("/space-guard/allowed", test_allowed);
     qtest_add_func("/space-guard/guard-comes-later", test_guard_comes_later);
     qtest_add_func("/space-guard/device-comes-later", test_device_comes_later);
+    qtest_add_func("/space-guard/reset", test_reset);
+    qtest_add_func("/space-guard/reset-scsi", test_reset_scsi);
     ret = g_test_run();
     unlink(path);
     g_free(path);
