@@ -536,6 +536,7 @@ class Controller(DaemonTest):
             1, 1, **{'age-ms': 60000}))['result']]
         self.assertEqual(len(self.calls()), 1)
         results.append(peer.ask(**self.request(1, 2))['result'])
+        self.daemons.wait_ended()
         self.daemons.kill(self.daemons.controller)
         self.daemons.start_controller()
         peer = self.daemons.connect()
