@@ -332,6 +332,17 @@ static bool keeps_failed_writes(DeviceState *dev)
     return object_property_find(OBJECT(dev), "werror");
 }
 
+/* While a migration is incoming, what @blk is to have does not count yet */
+static bool will_write(BlockBackend *blk, BdrvChild *c)
+{
+    uint64_t perm = c->perm, shared;
+
+    if (!perm) {
+        blk_get_perm(blk, &perm, &shared);
+    }
+    return perm & BLK_PERM_WRITE;
+}
+
 /*
  * A device that writes to @bs and does not keep a write that fails, or NULL.
  * @writer is about to write, if it is not NULL.  A backing file is not
@@ -358,8 +369,7 @@ static DeviceState * GRAPH_RDLOCK find_careless(BlockDriverState *bs,
         }
         /* a job is no back end */
         while ((blk = blk_all_next(blk))) {
-            if (c->opaque != blk ||
-                !(blk == writer || c->perm & BLK_PERM_WRITE)) {
+            if (c->opaque != blk || !(blk == writer || will_write(blk, c))) {
                 continue;
             }
             dev = blk_get_attached_dev(blk);
@@ -1138,12 +1148,11 @@ static int guard_open(BlockDriverState *bs, QDict *options, int flags,
     return 0;
 }
 
-/* Whoever comes to write here, or above, asks for permission */
+/* Whoever comes to write here, or above, asks for permission, now or later */
 static int GRAPH_RDLOCK guard_check_perm(BlockDriverState *bs, uint64_t perm,
                                          uint64_t shared, Error **errp)
 {
-    return !(perm & BLK_PERM_WRITE) || check_hold(bs->opaque, NULL, errp)
-           ? 0 : -EINVAL;
+    return check_hold(bs->opaque, NULL, errp) ? 0 : -EINVAL;
 }
 
 static void guard_close(BlockDriverState *bs)

@@ -135,12 +135,16 @@ static void test_allowed(void)
                  "read-only=on,auto-read-only=on -machine pc,pflash0=guard");
 }
 
+static const char reopen[] =
+    "{'execute': 'blockdev-reopen', 'arguments': {'options': [{"
+    "'driver': 'raw', 'node-name': 'raw', 'file': 'guard'}]}}";
+static const char insert[] =
+    "{'execute': 'blockdev-insert-medium', 'arguments': {"
+    "'id': 'floppy', 'node-name': 'guard'}}";
+
 /* The device is there first */
 static void test_guard_comes_later(void)
 {
-    static const char reopen[] =
-        "{'execute': 'blockdev-reopen', 'arguments': {'options': [{"
-        "'driver': 'raw', 'node-name': 'raw', 'file': 'guard'}]}}";
     QTestState *qts;
     char *desc;
 
@@ -159,8 +163,41 @@ static void test_guard_comes_later(void)
     qtest_quit(qts);
 
     qts = start(HOLD "-device floppy,id=floppy");
-    check_fails(qts, "{'execute': 'blockdev-insert-medium', 'arguments': {"
-                "'id': 'floppy', 'node-name': 'guard'}}", "floppy");
+    check_fails(qts, insert, "floppy");
+    qtest_quit(qts);
+}
+
+/*
+ * The same while a migration is incoming, and not when it has come: the source
+ * has stopped by then.
+ */
+static void test_incoming(void)
+{
+    QTestState *qts;
+    char *desc;
+
+    qts = start(HOLD "-blockdev raw,node-name=raw,file=data "
+                "-machine pc,pflash0=raw -incoming defer");
+    check_fails(qts, reopen, "cfi.pflash01");
+    qtest_quit(qts);
+
+    qts = start(HOLD "-device floppy,id=floppy -incoming defer");
+    check_fails(qts, insert, "floppy");
+    qtest_quit(qts);
+
+    /* what keeps a write, and what only reads */
+    qts = start(HOLD "-blockdev raw,node-name=raw,file=data "
+                "-device ide-hd,drive=raw -incoming defer");
+    desc = failure(qts, reopen);
+    g_assert_null(desc);
+    qtest_quit(qts);
+
+    qts = start(HOLD "-blockdev raw,node-name=raw,file=data,read-only=on "
+                "-machine pc,pflash0=raw -incoming defer");
+    desc = failure(qts, "{'execute': 'blockdev-reopen', 'arguments': "
+                   "{'options': [{'driver': 'raw', 'node-name': 'raw', "
+                   "'read-only': true, 'file': 'guard'}]}}");
+    g_assert_null(desc);
     qtest_quit(qts);
 }
 
@@ -416,6 +453,7 @@ int main(int argc, char **argv)
     qtest_add_func("/space-guard/allowed", test_allowed);
     qtest_add_func("/space-guard/guard-comes-later", test_guard_comes_later);
     qtest_add_func("/space-guard/device-comes-later", test_device_comes_later);
+    qtest_add_func("/space-guard/incoming", test_incoming);
     qtest_add_func("/space-guard/reset", test_reset);
     qtest_add_func("/space-guard/reset-scsi", test_reset_scsi);
     ret = g_test_run();
