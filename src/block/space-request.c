@@ -62,6 +62,7 @@ struct SpaceRequest {
     uint32_t attempt;
     bool stopped;                 /* an operation was failed since it ran */
     bool cancelled;               /* ... because one was cancelled */
+    bool keeps;                   /* the VM has stopped for that */
     bool again;                   /* the next failure is another attempt */
     bool unmeasurable;            /* it failed although there was room */
     bool checking;                /* qmp_block_space_resolve() waits */
@@ -775,8 +776,9 @@ void space_requests_vm_stopped(SpaceGuard *g)
 
     QEMU_LOCK_GUARD(&lock);
     r = g->request;
-    if (r && r->cancelled) {
+    if (r && (r->stopped || r->cancelled)) {
         r->stopped = true;
+        r->keeps = true;
     }
 }
 
@@ -787,8 +789,7 @@ bool space_requests_block_resume(void)
 
     QEMU_LOCK_GUARD(&lock);
     QTAILQ_FOREACH(r, &requests, next) {
-        if (!r->closed && r->stopped &&
-            r->state != BLOCK_SPACE_STATE_PROBING) {
+        if (!r->closed && r->keeps && r->state != BLOCK_SPACE_STATE_PROBING) {
             return true;
         }
     }
@@ -809,6 +810,7 @@ void space_requests_vm_runs(void)
         r->again = r->stopped && r->state != BLOCK_SPACE_STATE_PROBING;
         r->stopped = false;
         r->cancelled = false;
+        r->keeps = false;
     }
 }
 
@@ -937,6 +939,7 @@ static void restore_locked(SpaceGuard *g, const SpaceSaved *saved,
     r->needed = saved->needed;
     r->attempt = saved->attempt;
     r->stopped = saved->stopped;
+    r->keeps = saved->stopped;    /* the disk's state does not come along */
     r->state = saved->denied ? BLOCK_SPACE_STATE_DENIED
                              : BLOCK_SPACE_STATE_OPEN;
     g->flush_failed = saved->cause == BLOCK_SPACE_CAUSE_FLUSH;

@@ -312,6 +312,57 @@ class OnTmpfs(GuardTest):
             self.assert_stays(vm, 'running')
             self.check(vm)
 
+    def test_failed_job_stops_nothing(self):
+        """Nor does a request that a job's write has left."""
+        other = Tmpfs(START)
+        self.addCleanup(other.close)
+        make_image(other)
+        for storage in (self.storage, other):
+            storage.fill()
+        with tempfile.NamedTemporaryFile(dir='/var/tmp') as source:
+            source.write(b'x' * MIB)
+            source.truncate(DISK_BYTES)
+            with self.vm(args=guarded(other, '2') + (
+                    '-blockdev', 'driver=file,node-name=source,'
+                    f'filename={source.name}')) as vm:
+                vm.cmd('blockdev-mirror', {
+                    'job-id': 'job', 'device': 'source', 'target': 'disk2',
+                    'sync': 'full'})
+                vm.wait(lambda: self.job_state(vm, 'job') is None,
+                        'the job fails')
+                self.assertEqual(vm.state(), 'running')
+                vm.start_write(0, 1)
+                vm.wait_state('io-error')
+                self.storage.grow(MIB)
+                vm.cmd('block-space-resolve', result='grown',
+                       id=self.request_of(vm, 'guard')['id'])
+                vm.wait_state('running')
+                vm.wait_written()
+                self.assertEqual(vm.request()['node-name'], 'guard2')
+                self.check(vm)
+
+    def test_two_disks_stop(self):
+        """A VM that two disks have stopped runs when both have grown."""
+        vm, other = self.two_disks(policy='stop')
+        self.storage.fill()
+        with vm:
+            vm.start_write(0, 1)
+            vm.wait(lambda: self.request_of(vm, 'guard'), 'it waits')
+            vm.written.popitem()
+            vm.port = 0x170
+            vm.start_write(0, 1)
+            vm.wait_state('io-error')
+            # the first one was given back when the VM stopped
+            vm.written.popitem()
+            for storage, node in ((other, 'guard2'), (self.storage, 'guard')):
+                self.assert_stays(vm, 'io-error')
+                storage.grow(MIB)
+                vm.cmd('block-space-resolve', result='grown',
+                       id=self.request_of(vm, node)['id'])
+            vm.wait_state('running')
+            self.assertEqual(vm.stats()['resumed'], 1)
+            self.check(vm)
+
     def test_reset_with_a_mirror(self):
         """A write that waits for what the mirror's target waits for."""
         self.storage.fill()

@@ -13,6 +13,7 @@
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
+#include "libqos/ahci.h"
 #include "libqos/libqos-pc.h"
 #include "libqos/pci-pc.h"
 #include "libqos/virtio.h"
@@ -359,10 +360,10 @@ static void scsi_reset_lun(Machine *m)
     g_assert_cmpint(qtest_readb(m->qts, addr), ==, VIRTIO_SCSI_S_OK);
 }
 
-static void wait_held(Machine *m, int64_t held, bool stopped)
+static void wait_held(QTestState *qts, int64_t held, bool stopped)
 {
     for (;;) {
-        QDict *ret = qtest_qmp(m->qts,
+        QDict *ret = qtest_qmp(qts,
                                "{'execute': 'query-block-space-requests'}");
         QObject *first = qlist_peek(qdict_get_qlist(ret, "return"));
         QDict *request = first ? qobject_to(QDict, first) : NULL;
@@ -379,13 +380,13 @@ static void wait_held(Machine *m, int64_t held, bool stopped)
     }
 }
 
-static void check_runs(Machine *m)
+static void check_runs(QTestState *qts)
 {
     QDict *ret;
 
     /* a request to stop is taken before the main loop takes this */
     for (int i = 0; i < 10; i++) {
-        ret = qtest_qmp(m->qts, "{'execute': 'query-status'}");
+        ret = qtest_qmp(qts, "{'execute': 'query-status'}");
         g_assert_cmpstr(qdict_get_str(qdict_get_qdict(ret, "return"),
                                       "status"), ==, "running");
         qobject_unref(ret);
@@ -405,15 +406,15 @@ static void check_reset(unsigned n_queues, void (*write)(Machine *m),
             ready(&m);
         }
         write(&m);
-        wait_held(&m, 1, false);
+        wait_held(m.qts, 1, false);
         if (reset) {
             reset(&m);
         } else {
             machine_reset(&m);
             machine_begin(&m);
         }
-        wait_held(&m, 0, false);
-        check_runs(&m);
+        wait_held(m.qts, 0, false);
+        check_runs(m.qts);
     }
     machine_end(&m);
 }
@@ -443,6 +444,43 @@ static void test_reset_scsi(void)
     check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk_of_thread);
 }
 
+/* All commands of a queue are cancelled, one after the other */
+static void test_reset_ahci(void)
+{
+    g_autofree char *line = command(FULL "-device ide-hd,drive=guard,"
+                                    "werror=stop");
+    AHCIQState ahci = { .parent = qtest_pc_boot("-M q35 %s", line) };
+    QTestState *qts = ahci.parent->qts;
+    AHCICommand *cmd[3];
+    uint64_t buffer;
+    uint8_t port;
+
+    ahci.dev = get_ahci_device(qts, &ahci.fingerprint);
+    ahci_pci_enable(&ahci);
+    ahci_hba_enable(&ahci);
+    port = ahci_port_select(&ahci);
+    ahci_port_clear(&ahci, port);
+    buffer = ahci_alloc(&ahci, 4096);
+    for (int i = 0; i < ARRAY_SIZE(cmd); i++) {
+        cmd[i] = ahci_command_create(WRITE_FPDMA_QUEUED);
+        ahci_command_adjust(cmd[i], 8 * i, buffer, 4096, 0);
+        ahci_command_commit(&ahci, cmd[i], port);
+        ahci_command_issue_async(&ahci, cmd[i]);
+    }
+    wait_held(qts, ARRAY_SIZE(cmd), false);
+    ahci_set(&ahci, AHCI_GHC, AHCI_GHC_HR);
+    wait_held(qts, 0, false);
+    check_runs(qts);
+
+    for (int i = 0; i < ARRAY_SIZE(cmd); i++) {
+        ahci_command_free(cmd[i]);
+    }
+    ahci_free(&ahci, buffer);
+    ahci_clean_mem(&ahci);
+    free_ahci_device(ahci.dev);
+    qtest_shutdown(ahci.parent);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -456,6 +494,7 @@ int main(int argc, char **argv)
     qtest_add_func("/space-guard/incoming", test_incoming);
     qtest_add_func("/space-guard/reset", test_reset);
     qtest_add_func("/space-guard/reset-scsi", test_reset_scsi);
+    qtest_add_func("/space-guard/reset-ahci", test_reset_ahci);
     ret = g_test_run();
     unlink(path);
     g_free(path);

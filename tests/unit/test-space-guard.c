@@ -304,6 +304,13 @@ static uint64_t counter(SpaceStat which)
     return values[which];
 }
 
+/* When the VM has stopped because the disk could not write */
+static bool keeps_vm_stopped(BlockBackend *blk)
+{
+    space_guard_foreach_below(blk, space_requests_vm_stopped);
+    return space_requests_block_resume();
+}
+
 static void test_nothing(void)
 {
     BlockBackend *blk;
@@ -397,14 +404,16 @@ static void test_stop(void)
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
     g_assert_cmpint(write_now(blk, 68 * KIB), ==, -ENOSPC);
     check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_WRITE, true, 0);
-    g_assert_true(space_requests_block_resume());
+    /* unless it was a job that failed */
+    g_assert_false(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
     g_assert_cmpint(attempt(), ==, 1);
 
     leaf.size = 128 * KIB;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_GROWN);
     g_assert_cmpint(vm_resolved, ==, 1);
-    g_assert_false(space_requests_block_resume());
+    g_assert_false(keeps_vm_stopped(blk));
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, 0);
     finish(blk);
 }
@@ -473,7 +482,7 @@ static void test_deny(void)
     wait_until(&w.done);
     g_assert_cmpint(w.ret, ==, -ENOSPC);
     check_state(BLOCK_SPACE_STATE_DENIED, BLOCK_SPACE_CAUSE_WRITE, true, 0);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
     g_assert_cmpint(vm_resolved, ==, 0);
 
     /* somebody resumes it: the next failure asks again, and waits */
@@ -645,13 +654,13 @@ static void test_probe_stopped(void)
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_PROBING);
     g_assert_cmpint(vm_resolved, ==, 1);
-    g_assert_false(space_requests_block_resume());
+    g_assert_false(keeps_vm_stopped(blk));
     space_requests_vm_runs();
     /* the device tries its writes again */
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
     g_assert_cmpint(write_now(blk, 68 * KIB), ==, -ENOSPC);
     g_assert_cmpint(attempt(), ==, 2);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     leaf.size = 128 * KIB;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
@@ -674,19 +683,19 @@ static void test_flush(void)
     leaf.flush_error = ENOSPC;
     g_assert_cmpint(blk_flush(blk), ==, -ENOSPC);
     check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_FLUSH, true, 0);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     leaf.flush_error = 0;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_MANUAL);
     check_state(BLOCK_SPACE_STATE_MANUAL, BLOCK_SPACE_CAUSE_FLUSH, true, 0);
     g_assert_cmpint(vm_resolved, ==, 0);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     space_requests_user_cont();
     check_count(0);
     g_assert_cmpint(vm_resolved, ==, 0);
-    g_assert_false(space_requests_block_resume());
+    g_assert_false(keeps_vm_stopped(blk));
     finish(blk);
 }
 
@@ -918,7 +927,7 @@ static void test_cancel(void)
     space_guard_cancel_begin(blk);
     space_guard_cancel_end();
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     leaf.size = 128 * KIB;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
@@ -946,9 +955,8 @@ static void test_cancel_probe(void)
 
     /* as here; the VM tells when it has stopped */
     blk_aio_cancel(start_write(blk, &w, 64 * KIB));
-    space_guard_foreach_below(blk, space_requests_vm_stopped);
+    g_assert_true(keeps_vm_stopped(blk));
     check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_WRITE, true, 0);
-    g_assert_true(space_requests_block_resume());
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_PROBING);
     finish(blk);

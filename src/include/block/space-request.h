@@ -228,7 +228,7 @@ void space_requests_cancel_begin(void);
 void space_requests_will_cancel(SpaceGuard *g);
 void space_requests_cancel_end(void);
 
-/* The VM has stopped for a write of a disk above @g that found no space */
+/* The VM has stopped, and a disk above @g has found no space */
 void space_requests_vm_stopped(SpaceGuard *g);
 
 /* Whether a request keeps the VM stopped */
