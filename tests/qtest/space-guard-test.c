@@ -425,6 +425,8 @@ static void test_reset(void)
 {
     check_reset(1, blk_write, NULL, NULL,
                 FULL "-device virtio-blk-pci,drive=guard,addr=4");
+    check_reset(1, blk_write, NULL, NULL, FULL
+                "-device virtio-blk-pci,drive=guard,addr=4,ioeventfd=off");
     check_reset(1, blk_write, NULL, NULL, FULL IOTHREAD
                 "-device virtio-blk-pci,drive=guard,addr=4,iothread=thread");
 }
@@ -434,11 +436,15 @@ static void test_reset_scsi(void)
     static const char disk[] =
         FULL "-device virtio-scsi-pci,addr=4 "
         "-device scsi-hd,drive=guard";
+    static const char disk_of_vcpu[] =
+        FULL "-device virtio-scsi-pci,addr=4,ioeventfd=off "
+        "-device scsi-hd,drive=guard";
     static const char disk_of_thread[] =
         FULL IOTHREAD "-device virtio-scsi-pci,addr=4,iothread=thread "
         "-device scsi-hd,drive=guard";
 
     check_reset(3, scsi_write, scsi_ready, NULL, disk);
+    check_reset(3, scsi_write, scsi_ready, NULL, disk_of_vcpu);
     check_reset(3, scsi_write, scsi_ready, NULL, disk_of_thread);
     check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk);
     check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk_of_thread);
