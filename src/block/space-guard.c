@@ -17,6 +17,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/statvfs.h>
+#include "block/blockjob.h"
 #include "block/space-guard.h"
 #include "block/space-request.h"
 #include "qapi/error.h"
@@ -190,16 +191,31 @@ bool space_guard_below(BlockBackend *blk)
     return find_in_backend(blk, NULL, 0, &n);
 }
 
+bool space_guard_holds_below(BlockBackend *blk)
+{
+    return space_vm_is_running() && space_guard_below(blk);
+}
+
 static void GRAPH_RDLOCK
-give_back_below(BlockDriverState *bs, void (*give_back)(SpaceGuard *g))
+foreach_below(BlockDriverState *bs, void (*fn)(SpaceGuard *g))
 {
     BdrvChild *c;
 
     if (is_guard(bs)) {
-        give_back(bs->opaque);
+        fn(bs->opaque);
     }
     QLIST_FOREACH(c, &bs->children, next) {
-        give_back_below(c->bs, give_back);
+        foreach_below(c->bs, fn);
+    }
+}
+
+void space_guard_foreach_below(BlockBackend *blk, void (*fn)(SpaceGuard *g))
+{
+    BlockDriverState *bs = blk_bs(blk);
+
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    if (bs) {
+        foreach_below(bs, fn);
     }
 }
 
@@ -211,23 +227,73 @@ void space_guard_drained_begin(BlockDriverState *bs)
      */
     smp_mb();
     if (qatomic_read(&space_held_count)) {
-        give_back_below(bs, space_requests_give_back);
+        foreach_below(bs, space_requests_give_back);
     }
 }
 
 void space_guard_cancel_below(BlockDriverState *bs)
 {
     if (qatomic_read(&space_held_count)) {
-        give_back_below(bs, space_requests_cancel);
+        foreach_below(bs, space_requests_cancel);
     }
 }
 
-void space_guard_cancel_begin(void)
+/* Whether a job reads or writes @bs, or something below it */
+static bool GRAPH_RDLOCK job_is_below(BlockJob *job, BlockDriverState *bs)
 {
-    space_requests_cancel_begin();
-    if (qatomic_read(&space_held_count)) {
-        space_requests_foreach_guard(space_requests_cancel);
+    BdrvChild *c;
+
+    if (block_job_has_bdrv(job, bs)) {
+        return true;
     }
+    QLIST_FOREACH(c, &bs->children, next) {
+        if (job_is_below(job, c->bs)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A guest's write may have to wait for a job's, as for a mirror's target */
+static void GRAPH_RDLOCK will_cancel_jobs(BlockDriverState *bs)
+{
+    BlockJob *job = NULL;
+
+    JOB_LOCK_GUARD();
+    while ((job = block_job_next_locked(job))) {
+        if (job_is_below(job, bs)) {
+            for (GSList *el = job->nodes; el; el = el->next) {
+                foreach_below(((BdrvChild *)el->data)->bs,
+                              space_requests_will_cancel);
+            }
+        }
+    }
+}
+
+static void cancel_if_marked(SpaceGuard *g)
+{
+    if (g->cancelling) {
+        space_requests_cancel(g);
+    }
+}
+
+void space_guard_cancel_begin(BlockBackend *blk)
+{
+    BlockBackend *b = NULL;
+
+    space_requests_cancel_begin();
+    bdrv_graph_rdlock_main_loop();
+    while ((b = blk_all_next(b))) {
+        BlockDriverState *bs = blk_bs(b);
+
+        if (bs && (blk ? b == blk : blk_has_cancelled(b))) {
+            foreach_below(bs, space_requests_will_cancel);
+            will_cancel_jobs(bs);
+        }
+    }
+    bdrv_graph_rdunlock_main_loop();
+    /* coroutines run now */
+    space_requests_foreach_guard(cancel_if_marked);
 }
 
 void space_guard_cancel_end(void)
@@ -266,6 +332,17 @@ static bool keeps_failed_writes(DeviceState *dev)
     return object_property_find(OBJECT(dev), "werror");
 }
 
+/* While a migration is incoming, what @blk is to have does not count yet */
+static bool will_write(BlockBackend *blk, BdrvChild *c)
+{
+    uint64_t perm = c->perm, shared;
+
+    if (!perm) {
+        blk_get_perm(blk, &perm, &shared);
+    }
+    return perm & BLK_PERM_WRITE;
+}
+
 /*
  * A device that writes to @bs and does not keep a write that fails, or NULL.
  * @writer is about to write, if it is not NULL.  A backing file is not
@@ -292,8 +369,7 @@ static DeviceState * GRAPH_RDLOCK find_careless(BlockDriverState *bs,
         }
         /* a job is no back end */
         while ((blk = blk_all_next(blk))) {
-            if (c->opaque != blk ||
-                !(blk == writer || c->perm & BLK_PERM_WRITE)) {
+            if (c->opaque != blk || !(blk == writer || will_write(blk, c))) {
                 continue;
             }
             dev = blk_get_attached_dev(blk);
@@ -1072,12 +1148,11 @@ static int guard_open(BlockDriverState *bs, QDict *options, int flags,
     return 0;
 }
 
-/* Whoever comes to write here, or above, asks for permission */
+/* Whoever comes to write here, or above, asks for permission, now or later */
 static int GRAPH_RDLOCK guard_check_perm(BlockDriverState *bs, uint64_t perm,
                                          uint64_t shared, Error **errp)
 {
-    return !(perm & BLK_PERM_WRITE) || check_hold(bs->opaque, NULL, errp)
-           ? 0 : -EINVAL;
+    return check_hold(bs->opaque, NULL, errp) ? 0 : -EINVAL;
 }
 
 static void guard_close(BlockDriverState *bs)

@@ -38,6 +38,7 @@ typedef enum SpaceVerdict {
     VERDICT_NONE,
     VERDICT_RETRY,
     VERDICT_FAIL,
+    VERDICT_CANCEL,               /* fail, but that alone stops no VM */
 } SpaceVerdict;
 
 /* A write that waits; on the stack of its coroutine */
@@ -60,7 +61,8 @@ struct SpaceRequest {
     uint64_t offset, bytes, needed;
     uint32_t attempt;
     bool stopped;                 /* an operation was failed since it ran */
-    bool cancelled;               /* ... only because one was cancelled */
+    bool cancelled;               /* ... because one was cancelled */
+    bool keeps;                   /* the VM has stopped for that */
     bool again;                   /* the next failure is another attempt */
     bool unmeasurable;            /* it failed although there was room */
     bool checking;                /* qmp_block_space_resolve() waits */
@@ -75,7 +77,7 @@ struct SpaceRequest {
 };
 
 static QemuMutex lock;
-static unsigned cancelling;      /* what was cancelled has not ended; lock */
+static unsigned cancelling;      /* begins without an end; lock */
 static QTAILQ_HEAD(, SpaceGuard) guards = QTAILQ_HEAD_INITIALIZER(guards);
 static QTAILQ_HEAD(, SpaceRequest) requests =
     QTAILQ_HEAD_INITIALIZER(requests);
@@ -114,6 +116,20 @@ static void wake_all(WakeList *list)
 
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(WakeList, wake_all)
 
+/*
+ * A device does not take what was cancelled for an error.  Another write may
+ * have failed with it, which stops the VM all the same: nobody knows yet.
+ */
+static void fail_locked(SpaceRequest *r, bool cancelled)
+{
+    if (cancelled) {
+        r->cancelled = true;
+    } else {
+        r->stopped = true;
+    }
+    stats[SPACE_STAT_FAILED]++;
+}
+
 static void unlink_locked(SpaceHeld *h, SpaceVerdict verdict)
 {
     SpaceGuard *g = h->guard;
@@ -122,10 +138,8 @@ static void unlink_locked(SpaceHeld *h, SpaceVerdict verdict)
     QTAILQ_REMOVE(&g->held, h, next);
     g->n_held--;
     qatomic_set(&space_held_count, space_held_count - 1);
-    if (verdict == VERDICT_FAIL && g->request) {
-        g->request->stopped = true;
-        g->request->cancelled = false;
-        stats[SPACE_STAT_FAILED]++;
+    if (verdict != VERDICT_RETRY && g->request) {
+        fail_locked(g->request, verdict == VERDICT_CANCEL);
     }
 }
 
@@ -338,7 +352,7 @@ static void close_locked(SpaceRequest *r, BlockSpaceOutcome outcome,
         stat64_set(&g->mark, 0);  /* the next write looks where it belongs */
     }
     release_all_locked(g, VERDICT_RETRY, wake);
-    if (r->stopped) {
+    if (r->stopped || r->cancelled) {
         space_vm_resolved();
     }
     announce();
@@ -404,8 +418,7 @@ static bool may_hold_locked(SpaceGuard *g, const SpaceFailure *f)
 {
     SpaceRequest *r = g->request;
 
-    return f->may_hold && !g->no_hold && !cancelling &&
-           (!r->stopped || r->cancelled) &&
+    return f->may_hold && !g->no_hold && !g->cancelling && !r->stopped &&
            g->policy == BLOCK_SPACE_POLICY_HOLD &&
            f->cause == BLOCK_SPACE_CAUSE_WRITE &&
            r->cause != BLOCK_SPACE_CAUSE_FLUSH &&
@@ -446,9 +459,7 @@ bool coroutine_fn space_request_co_failed(SpaceGuard *g, SpaceFailure *f)
         if (!may_hold_locked(g, f)) {
             trace_space_request_fail(r->node_name, r->id, f->offset, f->bytes);
             /* with a cancel it is what was cancelled, or waited behind it */
-            r->cancelled = cancelling && (!r->stopped || r->cancelled);
-            r->stopped = true;
-            stats[SPACE_STAT_FAILED]++;
+            fail_locked(r, g->cancelling);
             return false;
         }
         trace_space_request_hold(r->node_name, r->id, f->offset, f->bytes);
@@ -464,7 +475,7 @@ bool coroutine_fn space_request_co_failed(SpaceGuard *g, SpaceFailure *f)
         QEMU_LOCK_GUARD(&lock);
         if (h.verdict == VERDICT_NONE) {
             stats[SPACE_STAT_DRAINED]++;
-            unlink_locked(&h, VERDICT_FAIL);
+            unlink_locked(&h, g->cancelling ? VERDICT_CANCEL : VERDICT_FAIL);
             return false;
         }
         /* else somebody has woken this coroutine: yield once */
@@ -502,25 +513,32 @@ void space_requests_cancel_begin(void)
     cancelling++;
 }
 
-void space_requests_cancel_end(void)
+void space_requests_will_cancel(SpaceGuard *g)
 {
     QEMU_LOCK_GUARD(&lock);
-    cancelling--;
+    g->cancelling = true;
+}
+
+void space_requests_cancel_end(void)
+{
+    SpaceGuard *g;
+
+    QEMU_LOCK_GUARD(&lock);
+    if (--cancelling) {
+        return;
+    }
+    QTAILQ_FOREACH(g, &guards, next) {
+        g->cancelling = false;
+    }
 }
 
 void space_requests_cancel(SpaceGuard *g)
 {
     g_auto(WakeList) wake = { };
-    bool only;
 
     QEMU_LOCK_GUARD(&lock);
-    if (!g->n_held) {
-        return;
-    }
-    only = !g->request->stopped || g->request->cancelled;
     stats[SPACE_STAT_DRAINED] += g->n_held;
-    release_all_locked(g, VERDICT_FAIL, &wake);
-    g->request->cancelled = only;
+    release_all_locked(g, VERDICT_CANCEL, &wake);
 }
 
 void space_request_written(SpaceGuard *g, int64_t offset, int64_t bytes)
@@ -594,7 +612,7 @@ static BlockSpaceOutcome probe_locked(SpaceRequest *r, WakeList *wake)
         h->probe = true;
         release_locked(h, VERDICT_RETRY, wake);
     }
-    if (r->stopped) {
+    if (r->stopped || r->cancelled) {
         space_vm_resolved();
     }
     return BLOCK_SPACE_OUTCOME_PROBING;
@@ -752,6 +770,18 @@ BlockSpaceRequestList *qmp_query_block_space_requests(Error **errp)
  * The VM
  */
 
+void space_requests_vm_stopped(SpaceGuard *g)
+{
+    SpaceRequest *r;
+
+    QEMU_LOCK_GUARD(&lock);
+    r = g->request;
+    if (r && (r->stopped || r->cancelled)) {
+        r->stopped = true;
+        r->keeps = true;
+    }
+}
+
 bool space_requests_block_resume(void)
 {
     SpaceRequest *r;
@@ -759,8 +789,7 @@ bool space_requests_block_resume(void)
 
     QEMU_LOCK_GUARD(&lock);
     QTAILQ_FOREACH(r, &requests, next) {
-        if (!r->closed && r->stopped &&
-            r->state != BLOCK_SPACE_STATE_PROBING) {
+        if (!r->closed && r->keeps && r->state != BLOCK_SPACE_STATE_PROBING) {
             return true;
         }
     }
@@ -781,6 +810,7 @@ void space_requests_vm_runs(void)
         r->again = r->stopped && r->state != BLOCK_SPACE_STATE_PROBING;
         r->stopped = false;
         r->cancelled = false;
+        r->keeps = false;
     }
 }
 
@@ -909,6 +939,7 @@ static void restore_locked(SpaceGuard *g, const SpaceSaved *saved,
     r->needed = saved->needed;
     r->attempt = saved->attempt;
     r->stopped = saved->stopped;
+    r->keeps = saved->stopped;    /* the disk's state does not come along */
     r->state = saved->denied ? BLOCK_SPACE_STATE_DENIED
                              : BLOCK_SPACE_STATE_OPEN;
     g->flush_failed = saved->cause == BLOCK_SPACE_CAUSE_FLUSH;

@@ -109,6 +109,21 @@ static void resume(void)
     space_requests_count(SPACE_STAT_RESUMED);
 }
 
+/*
+ * Which requests keep the VM stopped: those of disks that could not write.
+ * What a job has failed does not, nor what was cancelled.
+ */
+static void note_stopped(void)
+{
+    BlockBackend *blk = NULL;
+
+    while ((blk = blk_all_next(blk))) {
+        if (blk_iostatus(blk) == BLOCK_DEVICE_IO_STATUS_NOSPACE) {
+            space_guard_foreach_below(blk, space_requests_vm_stopped);
+        }
+    }
+}
+
 static void look(void)
 {
     int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
@@ -118,6 +133,7 @@ static void look(void)
     }
     switch (runstate_get()) {
     case RUN_STATE_IO_ERROR:
+        note_stopped();
         if (vm.user_stopped || space_requests_block_resume() ||
             other_error()) {
             trace_space_vm_stays(vm.user_stopped,
@@ -177,9 +193,12 @@ static void vm_state_changed(void *opaque, bool running, RunState state)
 {
     if (running) {
         space_requests_vm_runs();
-    } else if (state == RUN_STATE_IO_ERROR && vm.credit) {
-        /* the other handlers and the drain come first */
-        aio_bh_schedule_oneshot(iohandler_get_aio_context(), look_bh, NULL);
+    } else if (state == RUN_STATE_IO_ERROR) {
+        note_stopped();
+        if (vm.credit) {
+            /* the other handlers and the drain come first */
+            aio_bh_schedule_oneshot(iohandler_get_aio_context(), look_bh, NULL);
+        }
     }
 }
 

@@ -64,6 +64,15 @@ class Tmpfs:
         self.size += by
         run('mount', '-o', f'remount,size={self.size}', self.dir)
 
+    def fill(self):
+        """Take all the space that is left."""
+        with open(self.dir / 'ballast', 'wb', 0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
     def close(self):
         """Take it away."""
         run('umount', '-l', self.dir)
@@ -101,15 +110,16 @@ class Loop:
         self.dir.rmdir()
 
 
-def guarded(storage, **options):
+def guarded(storage, which='', **options):
     """-blockdev arguments: qcow2 over a guard over the storage."""
     guard = ''.join(f',{key.replace("_", "-")}={value}'
                     for key, value in options.items())
-    return ('-blockdev', f'driver={storage.driver},node-name=data,'
+    return ('-blockdev', f'driver={storage.driver},node-name=data{which},'
             f'filename={storage.path},cache.direct=off',
+            '-blockdev', f'driver=space-guard,node-name=guard{which},'
+            f'file=data{which}{guard}',
             '-blockdev',
-            f'driver=space-guard,node-name=guard,file=data{guard}',
-            '-blockdev', 'driver=qcow2,node-name=disk,file=guard')
+            f'driver=qcow2,node-name=disk{which},file=guard{which}')
 
 
 class StorageVm:
@@ -125,6 +135,7 @@ class StorageVm:
             self.vm.add_args('-device', device)
         self.written = {}
         self.issued = 0         # writes that are to succeed
+        self.port = 0x1f0       # of the channel that is driven
 
     def __enter__(self):
         self.vm.launch()
@@ -153,20 +164,21 @@ class StorageVm:
 
     def status(self):
         """Read the status of the drive, without side effects."""
-        return int(self.vm.qtest('inb 0x3f6').split()[1], 16)
+        return int(self.vm.qtest(f'inb {self.port + 0x206:#x}').split()[1],
+                   16)
 
     def start_write(self, sector, byte):
         """Begin to write a sector full of a byte."""
         self.wait(lambda: not self.status() & (ATA_BUSY | ATA_DRQ),
                   'the drive is ready')
-        self.out('b', 0x1f6, 0xe0 | sector >> 24)
-        self.out('b', 0x1f2, 1)
+        self.out('b', self.port + 6, 0xe0 | sector >> 24)
+        self.out('b', self.port + 2, 1)
         for i in range(3):
-            self.out('b', 0x1f3 + i, sector >> 8 * i & 0xff)
-        self.out('b', 0x1f7, 0x30)
+            self.out('b', self.port + 3 + i, sector >> 8 * i & 0xff)
+        self.out('b', self.port + 7, 0x30)
         self.wait(lambda: self.status() & ATA_DRQ, 'the drive takes data')
         for _ in range(SECTOR // 4):
-            self.out('l', 0x1f0, byte * 0x01010101)
+            self.out('l', self.port, byte * 0x01010101)
         self.written[sector] = byte
         self.issued += 1
 

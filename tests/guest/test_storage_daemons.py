@@ -19,6 +19,7 @@ from storage_vm import KIB, Loop, Tmpfs, need_root, run
 
 MB = 1000000
 TEN = 10
+PROGRAMS = 32                   # that the controller runs at a time
 
 
 def is_gone(pid):
@@ -512,6 +513,8 @@ class Controller(DaemonTest):
         for attempt in (7, 12, 1000):
             self.assertEqual(peer.ask(**self.request(1, attempt))['result'],
                              'grown')
+        # or what is asked next may be answered by the end of the last one
+        self.daemons.wait_ended()
         self.daemons.kill(self.daemons.controller)
         self.daemons.start_controller()
         peer = self.daemons.connect()
@@ -521,6 +524,117 @@ class Controller(DaemonTest):
         # another request has nothing to do with it
         self.assertEqual(peer.ask(**self.request(10, 1000))['result'],
                          'grown')
+
+    def test_grown_by_others(self):
+        """Nor is it what was answered by what another one had asked for."""
+        self.daemons.configure([{**self.policy, 'attempts': 2}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        self.assertEqual(peer.ask(**self.request(1, instance='other'))
+                         ['result'], 'grown')
+        results = [peer.ask(**self.request(
+            1, 1, **{'age-ms': 60000}))['result']]
+        self.assertEqual(len(self.calls()), 1)
+        results.append(peer.ask(**self.request(1, 2))['result'])
+        self.daemons.wait_ended()
+        self.daemons.kill(self.daemons.controller)
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        results += [peer.ask(**self.request(1, attempt))['result']
+                    for attempt in (3, 4)]
+        self.assertEqual(results, ['grown'] * 3 + ['denied'])
+        self.assertEqual(len(self.calls()), 3)
+
+    def test_same_path_elsewhere(self):
+        """Paths of two hosts, which two programs serve, are two things."""
+        self.daemons.configure([
+            {**self.policy, 'vm': '*@one'},
+            {**self.policy, 'vm': '*@two',
+             'command': self.policy['command'] + ['two']}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number, host in enumerate(('one', 'two'), 1):
+            self.assertEqual(peer.ask(**self.request(
+                number, vm=f'vm@{host}', **{'age-ms': 60000}))['result'],
+                'grown')
+            self.assertEqual(len(self.calls()), number)
+
+    def test_one_program_for_hosts(self):
+        """A program is told which machine asks, for the size as well."""
+        program = self.daemons.dir / 'hosts'
+        program.write_text('#!/usr/bin/env python3\n'
+                           'import json, sys\n'
+                           'ask = json.load(sys.stdin)\n'
+                           f'name = "{self.daemons.dir}/" + '
+                           'ask["vm"].split("@")[1]\n'
+                           'size = ask.get("target")\n'
+                           'if size:\n'
+                           '    open(name, "w").write(str(size))\n'
+                           'try:\n'
+                           '    size = int(open(name).read())\n'
+                           'except FileNotFoundError:\n'
+                           '    size = 1000000\n'
+                           'print(json.dumps({"size": size}))\n')
+        program.chmod(0o755)
+        self.daemons.configure([{**self.policy, 'command': [str(program)]}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number, host in enumerate(('one', 'two'), 1):
+            self.assertEqual(peer.ask(**self.request(
+                number, vm=f'vm@{host}', **{'age-ms': 60000}))['result'],
+                'grown')
+            self.assertGreaterEqual(
+                int((self.daemons.dir / host).read_text()), 2 * MB)
+
+    def test_programs_are_bounded(self):
+        """Many that ask at once do not start as many programs."""
+        gate, log = self.daemons.dir / 'gate', self.daemons.dir / 'log'
+        program = self.daemons.dir / 'slow'
+        program.write_text(f'#!/bin/sh\necho >> {log}\n'
+                           f'while [ -e {gate} ]; do sleep 0.05; done\n'
+                           'echo \'{"size": 2000000}\'\n')
+        program.chmod(0o755)
+        gate.touch()
+        self.daemons.configure([{**self.policy, 'command': [str(program)],
+                                 'timeout-ms': 60000}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, PROGRAMS + 9):
+            peer.send(**self.request(number, path=f'/disk{number}',
+                                     needed=1))
+
+        def started():
+            return len(log.read_text()) if log.exists() else 0
+        end = time.monotonic() + WAIT_S
+        while started() < PROGRAMS:
+            self.assertLess(time.monotonic(), end, f'{started()} were started')
+            time.sleep(0.05)
+        self.assertTrue(peer.silent(1))
+        self.assertEqual(started(), PROGRAMS)
+        # the others are next, also when they fail to start
+        program.chmod(0o644)
+        gate.unlink()
+        self.daemons.wait_listed('Permission denied')
+        program.chmod(0o755)
+        # and then each one is told to grow, at least once
+        end = time.monotonic() + WAIT_S
+        while started() < 2 * PROGRAMS + 8:
+            self.assertLess(time.monotonic(), end, f'{started()} were started')
+            time.sleep(0.05)
+
+    def test_no_input_for_a_program(self):
+        # the log is no file here, which the limit would be for as well
+        self.daemons.log.close()
+        self.daemons.log = open(os.devnull, 'wb')
+        self.daemons.start_controller()
+        pid = self.daemons.controller.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (TEN, limits[1]))
+        peer = self.daemons.connect()
+        peer.send(**self.request())
+        self.daemons.wait_listed('File too large')
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+        self.assertEqual(peer.receive()['result'], 'grown')
 
     def test_bad_sizes(self):
         for mode in ('zero', 'negative', 'garbage', 'fail', 'lie'):

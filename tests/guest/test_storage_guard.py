@@ -230,6 +230,160 @@ class OnTmpfs(GuardTest):
                 self.check(vm)
             make_image(self.storage)
 
+    def test_reset_with_werror_stop(self):
+        """What a reset cancels is no error of the disk, whatever the policy."""
+        with self.vm(device=f'{DISK},werror=stop', policy='hold',
+                     max_hold_ms=25000) as vm:
+            vm.fill()
+            vm.cmd('system_reset')
+            vm.wait(lambda: vm.stats()['drained'], 'the write is given back')
+            vm.forget()
+            self.assert_stays(vm, 'running')
+            self.assertEqual({disk['io-status'] for disk in
+                              vm.cmd('query-block')}, {'ok'})
+            vm.start_write(500 * CLUSTER_SECTORS, 5)
+            vm.wait(lambda: vm.stats()['held'] == 2, 'another one waits')
+            self.storage.grow(MIB)
+            vm.resolve()
+            vm.wait_written()
+            self.check(vm)
+
+    def two_disks(self, **options):
+        """A machine with another disk, without space, at the second channel;
+        the options are those of its guard."""
+        other = Tmpfs(START)
+        self.addCleanup(other.close)
+        make_image(other)
+        other.fill()
+        vm = self.vm(args=guarded(other, '2', **options) + (
+            '-device', 'ide-hd,drive=disk2,bus=ide.1,id=disk2'),
+            policy='hold', max_hold_ms=25000)
+        return vm, other
+
+    def request_of(self, vm, node):
+        """The request of a guard, or None."""
+        return {r['node-name']: r for r in vm.requests()}.get(node)
+
+    def test_reset_of_another_disk(self):
+        """... leaves the writes of this one alone."""
+        vm, other = self.two_disks(policy='hold', max_hold_ms=25000)
+        with vm:
+            vm.fill()
+            vm.port = 0x170
+            vm.start_write(0, 1)
+            vm.wait(lambda: self.request_of(vm, 'guard2'), 'both wait')
+            vm.written.popitem()
+            vm.out('b', 0x3f6, 4)       # a reset of the first channel
+            vm.out('b', 0x3f6, 0)
+            vm.wait(lambda: not self.request_of(vm, 'guard')['held'],
+                    'the write is given back')
+            vm.forget()
+            self.assert_stays(vm, 'running')
+            self.assertEqual(self.request_of(vm, 'guard2')['held'], 1)
+            self.storage.grow(MIB)
+            other.grow(MIB)
+            for request in vm.requests():
+                vm.cmd('block-space-resolve', id=request['id'],
+                       result='grown')
+            self.assert_stays(vm, 'running')
+            self.assertEqual(vm.stats()['resumed'], 0)
+            self.check(vm)
+
+    def test_cancelled_request_stops_nothing(self):
+        """A write that was cancelled does not keep the VM stopped when the
+        storage of another disk has grown."""
+        vm, other = self.two_disks(policy='stop')
+        with vm:
+            vm.fill()
+            vm.cmd('system_reset')
+            vm.wait(lambda: vm.stats()['drained'], 'the write is given back')
+            vm.forget()
+            self.assertFalse(vm.request()['stopped'])
+            vm.port = 0x170
+            vm.start_write(0, 1)
+            vm.wait_state('io-error')
+            vm.written.popitem()
+            self.assertFalse(self.request_of(vm, 'guard')['stopped'])
+            other.grow(MIB)
+            vm.cmd('block-space-resolve', result='grown',
+                   id=self.request_of(vm, 'guard2')['id'])
+            vm.wait_state('running')
+            self.assertEqual(vm.resolve(), 'not-grown')
+            self.assert_stays(vm, 'running')
+            self.check(vm)
+
+    def test_failed_job_stops_nothing(self):
+        """Nor does a request that a job's write has left."""
+        other = Tmpfs(START)
+        self.addCleanup(other.close)
+        make_image(other)
+        for storage in (self.storage, other):
+            storage.fill()
+        with tempfile.NamedTemporaryFile(dir='/var/tmp') as source:
+            source.write(b'x' * MIB)
+            source.truncate(DISK_BYTES)
+            with self.vm(args=guarded(other, '2') + (
+                    '-blockdev', 'driver=file,node-name=source,'
+                    f'filename={source.name}')) as vm:
+                vm.cmd('blockdev-mirror', {
+                    'job-id': 'job', 'device': 'source', 'target': 'disk2',
+                    'sync': 'full'})
+                vm.wait(lambda: self.job_state(vm, 'job') is None,
+                        'the job fails')
+                self.assertEqual(vm.state(), 'running')
+                vm.start_write(0, 1)
+                vm.wait_state('io-error')
+                self.storage.grow(MIB)
+                vm.cmd('block-space-resolve', result='grown',
+                       id=self.request_of(vm, 'guard')['id'])
+                vm.wait_state('running')
+                vm.wait_written()
+                self.assertEqual(vm.request()['node-name'], 'guard2')
+                self.check(vm)
+
+    def test_two_disks_stop(self):
+        """A VM that two disks have stopped runs when both have grown."""
+        vm, other = self.two_disks(policy='stop')
+        self.storage.fill()
+        with vm:
+            vm.start_write(0, 1)
+            vm.wait(lambda: self.request_of(vm, 'guard'), 'it waits')
+            vm.written.popitem()
+            vm.port = 0x170
+            vm.start_write(0, 1)
+            vm.wait_state('io-error')
+            # the first one was given back when the VM stopped
+            vm.written.popitem()
+            for storage, node in ((other, 'guard2'), (self.storage, 'guard')):
+                self.assert_stays(vm, 'io-error')
+                storage.grow(MIB)
+                vm.cmd('block-space-resolve', result='grown',
+                       id=self.request_of(vm, node)['id'])
+            vm.wait_state('running')
+            self.assertEqual(vm.stats()['resumed'], 1)
+            self.check(vm)
+
+    def test_reset_with_a_mirror(self):
+        """A write that waits for what the mirror's target waits for."""
+        self.storage.fill()
+        with tempfile.NamedTemporaryFile(dir='/var/tmp') as source:
+            source.truncate(DISK_BYTES)
+            with self.vm(args=('-blockdev', 'driver=file,node-name=source,'
+                               f'filename={source.name}'),
+                         device='ide-hd,drive=source,bus=ide.0,id=disk0',
+                         policy='hold', max_hold_ms=25000) as vm:
+                vm.cmd('blockdev-mirror', {
+                    'job-id': 'job', 'device': 'source', 'target': 'disk',
+                    'sync': 'none', 'copy-mode': 'write-blocking'})
+                vm.wait(lambda: self.job_state(vm, 'job') == 'ready',
+                        'the mirror is ready')
+                vm.start_write(0, 1)
+                vm.wait(lambda: vm.stats()['held'], 'it waits')
+                vm.cmd('system_reset')
+                vm.wait(lambda: vm.stats()['drained'], 'it is given back')
+                self.assertEqual(vm.stats()['expired'], 0)
+                self.assertEqual(vm.state(), 'running')
+
     def test_device_is_unplugged(self):
         """... with a request open: while a write waits, or after it failed."""
         for policy in ('hold', 'stop'):
@@ -474,10 +628,7 @@ class OnTmpfs(GuardTest):
             source.written[0] = 1
             source.start_write(entries * CLUSTER_SECTORS, 2)
             source.wait_written()
-            with open(self.storage.dir / 'ballast', 'wb', 0) as file:
-                with self.assertRaises(OSError):
-                    while True:
-                        file.write(bytes(4096))
+            self.storage.fill()
             self.assertEqual(self.migrate(source, target,
                                           f'unix:{folder}/m'), 'failed')
             request = source.request()

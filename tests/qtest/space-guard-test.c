@@ -1,5 +1,6 @@
 /*
- * QTest: which devices may be above a space-guard that lets writes wait
+ * QTest: which devices may be above a space-guard that lets writes wait, and
+ * what becomes of such a write when its device is reset
  *
  * Copyright (c) 2026 qemu-hotpath
  *
@@ -12,9 +13,19 @@
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
+#include "libqos/ahci.h"
+#include "libqos/libqos-pc.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio.h"
+#include "libqos/virtio-pci.h"
 #include "qapi/error.h"
+#include "qemu/bswap.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "scsi/constants.h"
+#include "standard-headers/linux/virtio_blk.h"
+#include "standard-headers/linux/virtio_scsi.h"
 
 #define IMAGE_SIZE (4 * 1024 * 1024)
 #define HOLD "-blockdev space-guard,node-name=guard,file=data,policy=hold "
@@ -125,12 +136,16 @@ static void test_allowed(void)
                  "read-only=on,auto-read-only=on -machine pc,pflash0=guard");
 }
 
+static const char reopen[] =
+    "{'execute': 'blockdev-reopen', 'arguments': {'options': [{"
+    "'driver': 'raw', 'node-name': 'raw', 'file': 'guard'}]}}";
+static const char insert[] =
+    "{'execute': 'blockdev-insert-medium', 'arguments': {"
+    "'id': 'floppy', 'node-name': 'guard'}}";
+
 /* The device is there first */
 static void test_guard_comes_later(void)
 {
-    static const char reopen[] =
-        "{'execute': 'blockdev-reopen', 'arguments': {'options': [{"
-        "'driver': 'raw', 'node-name': 'raw', 'file': 'guard'}]}}";
     QTestState *qts;
     char *desc;
 
@@ -149,8 +164,41 @@ static void test_guard_comes_later(void)
     qtest_quit(qts);
 
     qts = start(HOLD "-device floppy,id=floppy");
-    check_fails(qts, "{'execute': 'blockdev-insert-medium', 'arguments': {"
-                "'id': 'floppy', 'node-name': 'guard'}}", "floppy");
+    check_fails(qts, insert, "floppy");
+    qtest_quit(qts);
+}
+
+/*
+ * The same while a migration is incoming, and not when it has come: the source
+ * has stopped by then.
+ */
+static void test_incoming(void)
+{
+    QTestState *qts;
+    char *desc;
+
+    qts = start(HOLD "-blockdev raw,node-name=raw,file=data "
+                "-machine pc,pflash0=raw -incoming defer");
+    check_fails(qts, reopen, "cfi.pflash01");
+    qtest_quit(qts);
+
+    qts = start(HOLD "-device floppy,id=floppy -incoming defer");
+    check_fails(qts, insert, "floppy");
+    qtest_quit(qts);
+
+    /* what keeps a write, and what only reads */
+    qts = start(HOLD "-blockdev raw,node-name=raw,file=data "
+                "-device ide-hd,drive=raw -incoming defer");
+    desc = failure(qts, reopen);
+    g_assert_null(desc);
+    qtest_quit(qts);
+
+    qts = start(HOLD "-blockdev raw,node-name=raw,file=data,read-only=on "
+                "-machine pc,pflash0=raw -incoming defer");
+    desc = failure(qts, "{'execute': 'blockdev-reopen', 'arguments': "
+                   "{'options': [{'driver': 'raw', 'node-name': 'raw', "
+                   "'read-only': true, 'file': 'guard'}]}}");
+    g_assert_null(desc);
     qtest_quit(qts);
 }
 
@@ -180,6 +228,265 @@ static void test_device_comes_later(void)
     qtest_quit(qts);
 }
 
+/*
+ * A device that is reset while a write waits.  The storage has room, but says
+ * that it has none.
+ */
+
+#define FULL "-blockdev blkdebug,node-name=full,image=data," \
+             "inject-error.0.event=pwritev,inject-error.0.errno=28 " \
+             "-blockdev space-guard,node-name=guard,file=full,policy=hold," \
+             "max-hold-ms=25000 "
+#define SLOT 4
+
+typedef struct Machine {
+    QTestState *qts;
+    QGuestAllocator alloc;
+    QPCIBus *pci;
+    QVirtioPCIDevice *dev;
+    QVirtQueue *vq[3];
+    unsigned n_queues;
+} Machine;
+
+static void machine_begin(Machine *m)
+{
+    QVirtioDevice *vdev = &m->dev->vdev;
+
+    qvirtio_start_device(vdev);
+    qvirtio_set_features(vdev, qvirtio_get_features(vdev) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
+                           1ull << VIRTIO_RING_F_EVENT_IDX));
+    for (unsigned i = 0; i < m->n_queues; i++) {
+        m->vq[i] = qvirtqueue_setup(vdev, &m->alloc, i);
+    }
+    qvirtio_set_driver_ok(vdev);
+}
+
+static void machine_reset(Machine *m)
+{
+    qvirtio_reset(&m->dev->vdev);
+    for (unsigned i = 0; i < m->n_queues; i++) {
+        qvirtqueue_cleanup(m->dev->vdev.bus, m->vq[i], &m->alloc);
+    }
+}
+
+static void machine_start(Machine *m, unsigned n_queues, const char *args)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(SLOT, 0) };
+
+    m->n_queues = n_queues;
+    m->qts = start(args);
+    pc_alloc_init(&m->alloc, m->qts, ALLOC_NO_FLAGS);
+    m->pci = qpci_new_pc(m->qts, &m->alloc);
+    m->dev = virtio_pci_new(m->pci, &addr);
+    qvirtio_pci_device_enable(m->dev);
+    machine_begin(m);
+}
+
+static void machine_end(Machine *m)
+{
+    machine_reset(m);
+    qvirtio_pci_destructor(&m->dev->obj);
+    g_free(m->dev);
+    qpci_free_pc(m->pci);
+    alloc_destroy(&m->alloc);
+    qtest_quit(m->qts);
+}
+
+/* Returns the address of the response */
+static uint64_t queue(Machine *m, unsigned n, const void *req, size_t req_len,
+                      size_t data_len, size_t resp_len)
+{
+    uint64_t addr = guest_alloc(&m->alloc, req_len + data_len + resp_len);
+    uint32_t head;
+
+    qtest_memwrite(m->qts, addr, req, req_len);
+    qtest_memset(m->qts, addr + req_len, 0x5a, data_len + resp_len);
+    head = qvirtqueue_add(m->qts, m->vq[n], addr, req_len, false, true);
+    if (data_len) {
+        qvirtqueue_add(m->qts, m->vq[n], addr + req_len, data_len, false, true);
+    }
+    qvirtqueue_add(m->qts, m->vq[n], addr + req_len + data_len, resp_len, true,
+                   false);
+    qvirtqueue_kick(m->qts, &m->dev->vdev, m->vq[n], head);
+    return addr + req_len + data_len;
+}
+
+static void blk_write(Machine *m)
+{
+    struct virtio_blk_outhdr req = { .type = cpu_to_le32(VIRTIO_BLK_T_OUT) };
+
+    queue(m, 0, &req, sizeof(req), 512, 1);
+}
+
+#define LUN { 1, 0, 0x40, 0 }
+
+static void scsi_write(Machine *m)
+{
+    struct virtio_scsi_cmd_req req = {
+        .lun = LUN,
+        .cdb = { WRITE_10, [8] = 1 },
+    };
+
+    queue(m, 2, &req, sizeof(req), 512, sizeof(struct virtio_scsi_cmd_resp));
+}
+
+/* Clear the unit attention */
+static void scsi_ready(Machine *m)
+{
+    struct virtio_scsi_cmd_req req = { .lun = LUN };
+    uint64_t addr = queue(m, 2, &req, sizeof(req), 0,
+                          sizeof(struct virtio_scsi_cmd_resp)) +
+                    offsetof(struct virtio_scsi_cmd_resp, response);
+
+    while (qtest_readb(m->qts, addr) == 0x5a) {
+        g_usleep(1000);
+    }
+}
+
+static void scsi_reset_lun(Machine *m)
+{
+    struct virtio_scsi_ctrl_tmf_req req = {
+        .subtype = cpu_to_le32(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET),
+        .lun = LUN,
+    };
+    uint64_t addr = queue(m, 0, &req, sizeof(req), 0,
+                          sizeof(struct virtio_scsi_ctrl_tmf_resp));
+
+    while (qtest_readb(m->qts, addr) == 0x5a) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(qtest_readb(m->qts, addr), ==, VIRTIO_SCSI_S_OK);
+}
+
+static void wait_held(QTestState *qts, int64_t held, bool stopped)
+{
+    for (;;) {
+        QDict *ret = qtest_qmp(qts,
+                               "{'execute': 'query-block-space-requests'}");
+        QObject *first = qlist_peek(qdict_get_qlist(ret, "return"));
+        QDict *request = first ? qobject_to(QDict, first) : NULL;
+        bool ok = request && qdict_get_int(request, "held") == held;
+
+        if (ok) {
+            g_assert_cmpint(qdict_get_bool(request, "stopped"), ==, stopped);
+        }
+        qobject_unref(ret);
+        if (ok) {
+            return;
+        }
+        g_usleep(1000);
+    }
+}
+
+static void check_runs(QTestState *qts)
+{
+    QDict *ret;
+
+    /* a request to stop is taken before the main loop takes this */
+    for (int i = 0; i < 10; i++) {
+        ret = qtest_qmp(qts, "{'execute': 'query-status'}");
+        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(ret, "return"),
+                                      "status"), ==, "running");
+        qobject_unref(ret);
+    }
+}
+
+static void check_reset(unsigned n_queues, void (*write)(Machine *m),
+                        void (*ready)(Machine *m),
+                        void (*reset)(Machine *m), const char *device)
+{
+    Machine m = { };
+
+    machine_start(&m, n_queues, device);
+    /* nobody wants the first one any more; the second one may wait, too */
+    for (int i = 0; i < 2; i++) {
+        if (ready) {
+            ready(&m);
+        }
+        write(&m);
+        wait_held(m.qts, 1, false);
+        if (reset) {
+            reset(&m);
+        } else {
+            machine_reset(&m);
+            machine_begin(&m);
+        }
+        wait_held(m.qts, 0, false);
+        check_runs(m.qts);
+    }
+    machine_end(&m);
+}
+
+#define IOTHREAD "-object iothread,id=thread "
+
+static void test_reset(void)
+{
+    check_reset(1, blk_write, NULL, NULL,
+                FULL "-device virtio-blk-pci,drive=guard,addr=4");
+    check_reset(1, blk_write, NULL, NULL, FULL
+                "-device virtio-blk-pci,drive=guard,addr=4,ioeventfd=off");
+    check_reset(1, blk_write, NULL, NULL, FULL IOTHREAD
+                "-device virtio-blk-pci,drive=guard,addr=4,iothread=thread");
+}
+
+static void test_reset_scsi(void)
+{
+    static const char disk[] =
+        FULL "-device virtio-scsi-pci,addr=4 "
+        "-device scsi-hd,drive=guard";
+    static const char disk_of_vcpu[] =
+        FULL "-device virtio-scsi-pci,addr=4,ioeventfd=off "
+        "-device scsi-hd,drive=guard";
+    static const char disk_of_thread[] =
+        FULL IOTHREAD "-device virtio-scsi-pci,addr=4,iothread=thread "
+        "-device scsi-hd,drive=guard";
+
+    check_reset(3, scsi_write, scsi_ready, NULL, disk);
+    check_reset(3, scsi_write, scsi_ready, NULL, disk_of_vcpu);
+    check_reset(3, scsi_write, scsi_ready, NULL, disk_of_thread);
+    check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk);
+    check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk_of_thread);
+}
+
+/* All commands of a queue are cancelled, one after the other */
+static void test_reset_ahci(void)
+{
+    g_autofree char *line = command(FULL "-device ide-hd,drive=guard,"
+                                    "werror=stop");
+    AHCIQState ahci = { .parent = qtest_pc_boot("-M q35 %s", line) };
+    QTestState *qts = ahci.parent->qts;
+    AHCICommand *cmd[3];
+    uint64_t buffer;
+    uint8_t port;
+
+    ahci.dev = get_ahci_device(qts, &ahci.fingerprint);
+    ahci_pci_enable(&ahci);
+    ahci_hba_enable(&ahci);
+    port = ahci_port_select(&ahci);
+    ahci_port_clear(&ahci, port);
+    buffer = ahci_alloc(&ahci, 4096);
+    for (int i = 0; i < ARRAY_SIZE(cmd); i++) {
+        cmd[i] = ahci_command_create(WRITE_FPDMA_QUEUED);
+        ahci_command_adjust(cmd[i], 8 * i, buffer, 4096, 0);
+        ahci_command_commit(&ahci, cmd[i], port);
+        ahci_command_issue_async(&ahci, cmd[i]);
+    }
+    wait_held(qts, ARRAY_SIZE(cmd), false);
+    ahci_set(&ahci, AHCI_GHC, AHCI_GHC_HR);
+    wait_held(qts, 0, false);
+    check_runs(qts);
+
+    for (int i = 0; i < ARRAY_SIZE(cmd); i++) {
+        ahci_command_free(cmd[i]);
+    }
+    ahci_free(&ahci, buffer);
+    ahci_clean_mem(&ahci);
+    free_ahci_device(ahci.dev);
+    qtest_shutdown(ahci.parent);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -190,6 +497,10 @@ int main(int argc, char **argv)
     qtest_add_func("/space-guard/allowed", test_allowed);
     qtest_add_func("/space-guard/guard-comes-later", test_guard_comes_later);
     qtest_add_func("/space-guard/device-comes-later", test_device_comes_later);
+    qtest_add_func("/space-guard/incoming", test_incoming);
+    qtest_add_func("/space-guard/reset", test_reset);
+    qtest_add_func("/space-guard/reset-scsi", test_reset_scsi);
+    qtest_add_func("/space-guard/reset-ahci", test_reset_ahci);
     ret = g_test_run();
     unlink(path);
     g_free(path);

@@ -173,10 +173,10 @@ static void write_done(void *opaque, int ret)
 static uint8_t data[4 * KIB];
 static QEMUIOVector qiov;
 
-static void start_write(BlockBackend *blk, Write *w, int64_t offset)
+static BlockAIOCB *start_write(BlockBackend *blk, Write *w, int64_t offset)
 {
     w->done = false;
-    blk_aio_pwritev(blk, offset, &qiov, 0, write_done, w);
+    return blk_aio_pwritev(blk, offset, &qiov, 0, write_done, w);
 }
 
 static void wait_until(bool *flag)
@@ -210,15 +210,22 @@ static BlockSpaceRequestList *query(void)
     return qmp_query_block_space_requests(&error_abort);
 }
 
+/* All of them together */
+static unsigned count_held(void)
+{
+    g_autoptr(BlockSpaceRequestList) list =
+        qmp_query_block_space_requests(&error_abort);
+    unsigned held = 0;
+
+    for (BlockSpaceRequestList *l = list; l; l = l->next) {
+        held += l->value->held;
+    }
+    return held;
+}
+
 static void wait_held(unsigned held)
 {
-    for (;;) {
-        g_autoptr(BlockSpaceRequestList) list =
-            qmp_query_block_space_requests(&error_abort);
-
-        if (list && list->value->held == held) {
-            return;
-        }
+    while (count_held() != held) {
         main_loop_wait(true);
     }
 }
@@ -295,6 +302,13 @@ static uint64_t counter(SpaceStat which)
 
     space_requests_stats(values);
     return values[which];
+}
+
+/* When the VM has stopped because the disk could not write */
+static bool keeps_vm_stopped(BlockBackend *blk)
+{
+    space_guard_foreach_below(blk, space_requests_vm_stopped);
+    return space_requests_block_resume();
 }
 
 static void test_nothing(void)
@@ -390,14 +404,16 @@ static void test_stop(void)
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
     g_assert_cmpint(write_now(blk, 68 * KIB), ==, -ENOSPC);
     check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_WRITE, true, 0);
-    g_assert_true(space_requests_block_resume());
+    /* unless it was a job that failed */
+    g_assert_false(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
     g_assert_cmpint(attempt(), ==, 1);
 
     leaf.size = 128 * KIB;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_GROWN);
     g_assert_cmpint(vm_resolved, ==, 1);
-    g_assert_false(space_requests_block_resume());
+    g_assert_false(keeps_vm_stopped(blk));
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, 0);
     finish(blk);
 }
@@ -466,7 +482,7 @@ static void test_deny(void)
     wait_until(&w.done);
     g_assert_cmpint(w.ret, ==, -ENOSPC);
     check_state(BLOCK_SPACE_STATE_DENIED, BLOCK_SPACE_CAUSE_WRITE, true, 0);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
     g_assert_cmpint(vm_resolved, ==, 0);
 
     /* somebody resumes it: the next failure asks again, and waits */
@@ -638,13 +654,13 @@ static void test_probe_stopped(void)
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_PROBING);
     g_assert_cmpint(vm_resolved, ==, 1);
-    g_assert_false(space_requests_block_resume());
+    g_assert_false(keeps_vm_stopped(blk));
     space_requests_vm_runs();
     /* the device tries its writes again */
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
     g_assert_cmpint(write_now(blk, 68 * KIB), ==, -ENOSPC);
     g_assert_cmpint(attempt(), ==, 2);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     leaf.size = 128 * KIB;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
@@ -667,19 +683,19 @@ static void test_flush(void)
     leaf.flush_error = ENOSPC;
     g_assert_cmpint(blk_flush(blk), ==, -ENOSPC);
     check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_FLUSH, true, 0);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     leaf.flush_error = 0;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_MANUAL);
     check_state(BLOCK_SPACE_STATE_MANUAL, BLOCK_SPACE_CAUSE_FLUSH, true, 0);
     g_assert_cmpint(vm_resolved, ==, 0);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     space_requests_user_cont();
     check_count(0);
     g_assert_cmpint(vm_resolved, ==, 0);
-    g_assert_false(space_requests_block_resume());
+    g_assert_false(keeps_vm_stopped(blk));
     finish(blk);
 }
 
@@ -883,12 +899,14 @@ static void test_cancel(void)
     blk = open_guard(&error_abort, "policy", "hold", "verify", "size", NULL);
     start_write(blk, &w[0], 64 * KIB);
     wait_held(1);
-    space_guard_cancel_begin();
+    space_guard_cancel_begin(blk);
     wait_until(&w[0].done);
     g_assert_cmpint(w[0].ret, ==, -ENOSPC);
     /* one that waited behind it is not held: the BQL is, for the cancel */
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
     space_guard_cancel_end();
+    check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_WRITE, false, 0);
+    g_assert_false(space_requests_block_resume());
     start_write(blk, &w[0], 64 * KIB);
     start_write(blk, &w[1], 68 * KIB);
     wait_held(2);
@@ -906,15 +924,88 @@ static void test_cancel(void)
     bdrv_drain_all();
     wait_until(&w[0].done);
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
-    space_guard_cancel_begin();
+    space_guard_cancel_begin(blk);
     space_guard_cancel_end();
     g_assert_cmpint(write_now(blk, 64 * KIB), ==, -ENOSPC);
-    g_assert_true(space_requests_block_resume());
+    g_assert_true(keeps_vm_stopped(blk));
 
     leaf.size = 128 * KIB;
     g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
                     BLOCK_SPACE_OUTCOME_GROWN);
     g_assert_cmpint(vm_resolved, ==, 1);
+    finish(blk);
+}
+
+/* Nothing waits for storage that a cancelled write had asked for */
+static void test_cancel_probe(void)
+{
+    BlockBackend *blk;
+    Write w;
+
+    start();
+    blk = open_guard(&error_abort, "policy", "hold", "verify", "probe", NULL);
+    blk_aio_cancel(start_write(blk, &w, 64 * KIB));
+    g_assert_true(w.done);
+    check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_WRITE, false, 0);
+    g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
+                    BLOCK_SPACE_OUTCOME_GROWN);
+    check_count(0);
+    /* another write may have failed with it and stop the VM right now */
+    g_assert_cmpint(vm_resolved, ==, 1);
+
+    /* as here; the VM tells when it has stopped */
+    blk_aio_cancel(start_write(blk, &w, 64 * KIB));
+    g_assert_true(keeps_vm_stopped(blk));
+    check_state(BLOCK_SPACE_STATE_OPEN, BLOCK_SPACE_CAUSE_WRITE, true, 0);
+    g_assert_cmpint(resolve(BLOCK_SPACE_RESULT_GROWN), ==,
+                    BLOCK_SPACE_OUTCOME_PROBING);
+    finish(blk);
+}
+
+typedef struct Cancelled {
+    BlockBackend *blk;
+    BlockErrorAction action;      /* what its device does */
+    int ret;
+} Cancelled;
+
+static void cancelled_done(void *opaque, int ret)
+{
+    Cancelled *c = opaque;
+
+    c->ret = ret;
+    c->action = blk_get_error_action(c->blk, false, -ret);
+}
+
+/* A cancel is the matter of one disk */
+static void test_cancel_one_of_two(void)
+{
+    BlockBackend *blk, *other;
+    Cancelled c;
+    Write w, later;
+
+    start();
+    blk = open_guard(&error_abort, "policy", "hold", "verify", "size", NULL);
+    other = open_guard(&error_abort, "policy", "hold", "verify", "size",
+                       "node-name", "other", NULL);
+    blk_set_on_error(blk, BLOCKDEV_ON_ERROR_REPORT, BLOCKDEV_ON_ERROR_STOP);
+    start_write(other, &w, 64 * KIB);
+    c.blk = blk;
+    c.ret = 1;
+    blk_aio_cancel(blk_aio_pwritev(blk, 64 * KIB, &qiov, 0, cancelled_done,
+                                   &c));
+    g_assert_cmpint(c.ret, ==, -ECANCELED);
+    g_assert_cmpint(c.action, ==, BLOCK_ERROR_ACTION_REPORT);
+    /* of what nobody has cancelled it is an error like others */
+    g_assert_cmpint(blk_get_error_action(blk, false, ECANCELED), ==,
+                    BLOCK_ERROR_ACTION_STOP);
+    g_assert_false(w.done);
+    wait_held(1);
+    /* and the next one may wait */
+    start_write(blk, &later, 64 * KIB);
+    wait_held(2);
+    bdrv_drain_all();
+    g_assert_true(w.done && later.done);
+    blk_unref(other);
     finish(blk);
 }
 
@@ -1046,6 +1137,8 @@ int main(int argc, char **argv)
     g_test_add_func("/space-guard/drain-iothread", test_drain_iothread);
     g_test_add_func("/space-guard/drain-statvfs", test_drain_statvfs);
     g_test_add_func("/space-guard/cancel", test_cancel);
+    g_test_add_func("/space-guard/cancel-probe", test_cancel_probe);
+    g_test_add_func("/space-guard/cancel-one-of-two", test_cancel_one_of_two);
     g_test_add_func("/space-guard/stress", test_stress);
     g_test_add_func("/space-guard/options", test_options);
     return g_test_run();

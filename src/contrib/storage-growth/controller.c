@@ -71,6 +71,7 @@ typedef struct Grown {
     uint64_t from, target;
     uint64_t spare;               /* what nobody asked for */
     char *path;                   /* of who did */
+    const SgPolicy *policy;
 } Grown;
 
 /* An agent or a qemu-storage-ctl, or somebody who has not said yet */
@@ -166,11 +167,13 @@ static char *request_of_key(const char *key)
     return g_strndup(key, strrchr(key, '/') - key);
 }
 
-static void count_served(SgController *c, const char *key)
+static void count_served(SgController *c, const SgGrowth *g)
 {
-    g_autofree char *request = strchr(key, '/') ? request_of_key(key) : NULL;
+    g_autofree char *request = strchr(g->key, '/') ? request_of_key(g->key)
+                                                   : NULL;
 
-    if (request) {
+    /* what others had asked for was not for this one in vain */
+    if (request && g->from != g->target) {
         set_count(c->served, request, count_of(c->served, request) + 1);
     }
 }
@@ -204,6 +207,7 @@ static void note_grown(Task *t)
     g->from = t->growth->from;
     g->target = t->growth->target;
     g->path = g_strdup(t->growth->path);
+    g->policy = t->policy;
     /* after a crash it is not known what was wanted */
     g->spare = t->path ? by - MIN(by, wanted) : 0;
     g_hash_table_replace(t->c->grown, g_strdup(t->resource), g);
@@ -217,7 +221,8 @@ static bool was_grown(Task *t, uint64_t size)
 {
     Grown *g = g_hash_table_lookup(t->c->grown, t->resource);
 
-    if (!g || g->ended_us <= t->raised_us || size < g->target) {
+    if (!g || g->ended_us <= t->raised_us || size < g->target ||
+        !sg_provider_is_same(g->policy, t->policy)) {
         return false;
     }
     if (g_str_equal(g->path, t->path)) {
@@ -334,7 +339,7 @@ static void task_done(Task *t)
     if (!sg_journal_end(t->c->journal, t->growth, t->provider_us, &error)) {
         g_warning("%s", error->message);
     }
-    count_served(t->c, t->key);
+    count_served(t->c, t->growth);
     note_grown(t);
     if (t->growth->from == t->growth->target) {
         g_message("%s: %s had grown by what others asked for", t->key,
@@ -454,7 +459,7 @@ static void task_start(Task *t)
         return;
     }
     t->asked_us = g_get_monotonic_time();
-    sg_provider_size(t->policy, t->resource, size_known, t);
+    sg_provider_size(t->policy, t->resource, t->vm, size_known, t);
 }
 
 static void task_enqueue(Task *t)
@@ -965,7 +970,7 @@ SgController *sg_controller_new(GPtrArray *policies, const SgLimits *limits,
         SgGrowth *g = g_ptr_array_index(all, i);
 
         if (g->ended && !g->denied) {
-            count_served(c, g->key);
+            count_served(c, g);
         } else if (!g->ended) {
             Task *t = task_new(c, g->key, g->vm);
 

@@ -7,7 +7,8 @@
  *
  * Programs run beside the main loop.  One that takes too long is killed with
  * all that it has started, in a process group of its own.  It is waited for
- * even then: what cannot be killed now must not run twice.
+ * even then: what cannot be killed now must not run twice.  Not all run at a
+ * time that an agent can ask for.
  * What is done without a program are a few system calls on local files.  They
  * may take as long as their disks do, so they have threads; not GLib's own for
  * tasks, because strangers can keep those with TLS handshakes.
@@ -33,6 +34,7 @@
 
 #define OUTPUT_MAX_BYTES (64 * 1024)
 #define THREADS_MAX 16
+#define PROGRAMS_MAX 32           /* more wait; as in the manual */
 
 /* <linux/mount.h> and <sys/mount.h> exclude each other */
 #define PICK_CLOEXEC 0x1
@@ -52,11 +54,46 @@ typedef struct Job {
 
     int64_t size;
     char *error;
+    bool counted;                 /* as one of the programs */
     GSubprocess *process;
     GCancellable *cancel;         /* of reading what it prints */
     unsigned timer;
     bool timed_out;
 } Job;
+
+static void program_start(Job *job);
+
+/*
+ * Programs that run, or are being waited for, and those that are to
+ */
+static unsigned programs;
+static GQueue programs_next = G_QUEUE_INIT;
+
+static void programs_enter(Job *job)
+{
+    if (programs == PROGRAMS_MAX) {
+        g_queue_push_tail(&programs_next, job);
+        return;
+    }
+    programs++;
+    job->counted = true;
+    program_start(job);
+}
+
+static void programs_leave(Job *job)
+{
+    Job *next;
+
+    if (!job->counted) {
+        return;
+    }
+    job->counted = false;
+    programs--;
+    next = g_queue_pop_head(&programs_next);
+    if (next) {
+        programs_enter(next);
+    }
+}
 
 char *sg_provider_resource(const SgPolicy *p, const char *path)
 {
@@ -72,8 +109,17 @@ char *sg_provider_resource(const SgPolicy *p, const char *path)
     return g_strdup_printf("%s:%s", sg_provider_name(p->provider), name);
 }
 
+bool sg_provider_is_same(const SgPolicy *a, const SgPolicy *b)
+{
+    /* programs may go to hosts that each have a thing of that name */
+    return a->provider == b->provider &&
+           (!a->command || g_strv_equal((const char *const *)a->command,
+                                        (const char *const *)b->command));
+}
+
 static void job_free(Job *job)
 {
+    programs_leave(job);
     g_clear_object(&job->process);
     g_clear_object(&job->cancel);
     g_free(job->resource);
@@ -150,7 +196,8 @@ static void program_ended(GObject *source, GAsyncResult *result,
         }
     } else {
         /* done; see what came of it */
-        sg_provider_size(job->policy, job->resource, job->done, job->opaque);
+        sg_provider_size(job->policy, job->resource, job->vm, job->done,
+                         job->opaque);
         job_free(job);
         return;
     }
@@ -196,10 +243,13 @@ static int input_file(const char *input)
 {
     size_t len = strlen(input);
     int fd = memfd_create("input", MFD_CLOEXEC);
+    int saved;
 
-    if (fd >= 0 && (write(fd, input, len) != len ||
+    if (fd >= 0 && (qemu_write_full(fd, input, len) != len ||
                     lseek(fd, 0, SEEK_SET) < 0)) {
+        saved = errno;
         close(fd);
+        errno = saved;
         fd = -1;
     }
     return fd;
@@ -243,8 +293,8 @@ static void run_exec(Job *job)
 
     qdict_put_str(d, "op", job->target ? "grow" : "size");
     qdict_put_str(d, "resource", job->name);
+    qdict_put_str(d, "vm", job->vm);
     if (job->target) {
-        qdict_put_str(d, "vm", job->vm);
         qdict_put_str(d, "key", job->key);
         qdict_put_int(d, "target", job->target);
     }
@@ -484,15 +534,9 @@ static void start_thread(Job *job)
     g_thread_pool_push(threads, job, NULL);
 }
 
-static void job_start(Job *job)
+static void program_start(Job *job)
 {
-    job->name = strchr(job->resource, ':') + 1;
     switch (job->policy->provider) {
-    case SG_PROVIDER_TMPFS:
-    case SG_PROVIDER_FILE:
-    case SG_PROVIDER_LOOP:
-        start_thread(job);
-        break;
     case SG_PROVIDER_LVM:
         run_lvm(job);
         break;
@@ -505,13 +549,29 @@ static void job_start(Job *job)
     }
 }
 
+static void job_start(Job *job)
+{
+    job->name = strchr(job->resource, ':') + 1;
+    switch (job->policy->provider) {
+    case SG_PROVIDER_TMPFS:
+    case SG_PROVIDER_FILE:
+    case SG_PROVIDER_LOOP:
+        start_thread(job);
+        break;
+    default:
+        programs_enter(job);
+        break;
+    }
+}
+
 void sg_provider_size(const SgPolicy *policy, const char *resource,
-                      SgProviderDone *done, void *opaque)
+                      const char *vm, SgProviderDone *done, void *opaque)
 {
     Job *job = g_new0(Job, 1);
 
     job->policy = policy;
     job->resource = g_strdup(resource);
+    job->vm = g_strdup(vm);
     job->done = done;
     job->opaque = opaque;
     job_start(job);

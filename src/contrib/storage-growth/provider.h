@@ -25,9 +25,15 @@ typedef void SgProviderDone(int64_t size, const char *error, void *opaque);
  */
 char *sg_provider_resource(const SgPolicy *policy, const char *path);
 
-/* Tell the size of @resource */
+/* Whether a resource of both policies, with one name, is one thing */
+bool sg_provider_is_same(const SgPolicy *a, const SgPolicy *b);
+
+/**
+ * sg_provider_size: tell the size of @resource
+ * @vm: for the exec provider, to tell
+ */
 void sg_provider_size(const SgPolicy *policy, const char *resource,
-                      SgProviderDone *done, void *opaque);
+                      const char *vm, SgProviderDone *done, void *opaque);
 
 /**
  * sg_provider_grow: make a resource larger

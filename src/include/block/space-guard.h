@@ -32,15 +32,16 @@ void GRAPH_RDLOCK space_guard_drained_begin(BlockDriverState *bs);
 void GRAPH_RDLOCK space_guard_cancel_below(BlockDriverState *bs);
 
 /**
- * space_guard_cancel_begin: give back all writes that are held
+ * space_guard_cancel_begin: give back what a cancelled write may wait for
+ * @blk: all its writes are cancelled; NULL: look for what blk_has_cancelled()
  *
  * A device that is reset waits until what it cancels has ended.  Nobody can
- * answer a request meanwhile, so none is held until space_guard_cancel_end().
- * Which disk it waits for is not known: DMA helpers hide it.
+ * answer a request meanwhile, so none is held below @blk, and for jobs that
+ * work there, until space_guard_cancel_end().
  *
  * Context: main thread.
  */
-void space_guard_cancel_begin(void);
+void space_guard_cancel_begin(BlockBackend *blk);
 
 /**
  * space_guard_cancel_end: what was cancelled has ended
@@ -48,6 +49,12 @@ void space_guard_cancel_begin(void);
  * Context: main thread.
  */
 void space_guard_cancel_end(void);
+
+/* Whether there is a guard below; main thread */
+bool space_guard_below(BlockBackend *blk);
+
+/* ... that may hold writes, since the VM runs */
+bool space_guard_holds_below(BlockBackend *blk);
 
 /**
  * space_guard_check_backend: refuse what a space-guard cannot work with

@@ -79,6 +79,7 @@ struct SpaceGuard {
     SpaceHeldList held;
     unsigned n_held;
     bool flush_failed;
+    bool cancelling;              /* hold none; set in the main thread only */
     bool no_hold;                 /* its device must not see a drain's error */
     QTAILQ_ENTRY(SpaceGuard) next; /* changed in the main thread only */
 
@@ -178,9 +179,6 @@ char *space_guard_device(SpaceGuard *g, unsigned *index, BlockBackend **blk);
 /* The opposite.  Main thread; NULL if there is none. */
 SpaceGuard *space_guard_of_device(const char *qom_path, unsigned index);
 
-/* Whether there is a guard below; main thread */
-bool space_guard_below(BlockBackend *blk);
-
 /*
  * block/space-request.c; any thread unless it says otherwise
  */
@@ -189,7 +187,8 @@ bool space_guard_below(BlockBackend *blk);
 void space_requests_add_guard(SpaceGuard *g);
 void space_requests_remove_guard(SpaceGuard *g);
 
-/* Call @fn for each guard; main thread */
+/* Call @fn for each guard, or for each below @blk; main thread */
+void space_guard_foreach_below(BlockBackend *blk, void (*fn)(SpaceGuard *g));
 void space_requests_foreach_guard(void (*fn)(SpaceGuard *g));
 
 /**
@@ -215,15 +214,22 @@ void space_request_low_water(SpaceGuard *g, const SpaceMeasure *m, bool low);
 /* Fail all writes that @g holds, because of a drain */
 void space_requests_give_back(SpaceGuard *g);
 
-/* Hold no write until the end: nobody can answer while somebody waits for it */
-void space_requests_cancel_begin(void);
-void space_requests_cancel_end(void);
-
 /*
  * Fail all writes that @g holds because one of them is cancelled: that stops no
  * VM.  So those that come later may wait, if nothing else had failed.
  */
 void space_requests_cancel(SpaceGuard *g);
+
+/*
+ * Between begin and end, @g is to hold no write: nobody can answer while
+ * somebody waits for it.  May be nested; main thread.
+ */
+void space_requests_cancel_begin(void);
+void space_requests_will_cancel(SpaceGuard *g);
+void space_requests_cancel_end(void);
+
+/* The VM has stopped, and a disk above @g has found no space */
+void space_requests_vm_stopped(SpaceGuard *g);
 
 /* Whether a request keeps the VM stopped */
 bool space_requests_block_resume(void);
