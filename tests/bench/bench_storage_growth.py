@@ -35,7 +35,7 @@ CHUNK = 128 * KIB
 GIB = 1024 * MIB
 STEP = 64 * MIB
 WATER = 32 * MIB
-PROACTIVE_EXTENSIONS = 58       # some grow by more than one step
+PROACTIVE_EXTENSIONS = 72       # some grow by more than one step
 PROACTIVE_TRIALS = 6
 MACHINES = int(os.environ.get('STORAGE_MACHINES', '100'))
 
