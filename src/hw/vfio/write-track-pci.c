@@ -19,6 +19,7 @@
 #include "qapi/error.h"
 #include "hw/pci/pci.h"
 #include "hw/vfio/vfio-container.h"
+#include "migration/client-options.h"
 #include "migration/misc.h"
 #include "system/address-spaces.h"
 #include "system/dma.h"
@@ -316,6 +317,9 @@ static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
         trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
     }
     q->drained = wait_drained(vdev, errp);
+    if (q->drained && q->settle) {
+        q->settle(vdev);
+    }
     q->failed = !q->drained;
     return q->drained;
 }
@@ -357,12 +361,33 @@ static void quiesce_state_change(void *opaque, bool running, RunState state)
     }
 }
 
+/*
+ * A server has mapped memory by itself.  To it a page that has not arrived is
+ * one of zeros, and one that a snapshot protects may be written.
+ */
+static bool check_capabilities(WriteTrackQuiesce *q, Error **errp)
+{
+    const char *capability = migrate_postcopy_ram() ? "postcopy-ram" :
+        migrate_background_snapshot() ? "background-snapshot" : NULL;
+
+    /* a snapshot (snapshot-save) uses neither */
+    if (!q->always || !capability || runstate_check(RUN_STATE_SAVE_VM)) {
+        return true;
+    }
+    error_setg(errp, "%s: a vfio-user server does not work with the capability"
+               " %s", q->vdev->vbasedev.name, capability);
+    return false;
+}
+
 /* A VM that is paused, or stopped for a snapshot, does not change its state. */
 static int quiesce_precopy(NotifierWithReturn *n, void *opaque, Error **errp)
 {
     WriteTrackQuiesce *q = container_of(n, WriteTrackQuiesce, precopy);
     PrecopyNotifyData *data = opaque;
 
+    if (data->reason == PRECOPY_NOTIFY_SETUP && !check_capabilities(q, errp)) {
+        return -EINVAL;
+    }
     if (runstate_is_running()) {
         return 0;
     }
