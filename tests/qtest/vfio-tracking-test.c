@@ -1457,13 +1457,14 @@ static void test_late_deleted_first(gconstpointer opaque)
     Pair p;
 
     pair_native = opaque;
-    pair_bandwidth = INT_MAX;
-    pair_start(&p, 120000);
-    pair_bandwidth = 0;
+    pair_open(&p, 120000);
     qtest_qmp_device_del_send(p.vm.qts, "primary0");
     if (pair_native) {
         slot_control(&p, SLOT_BUSY);
     }
+    pair_bandwidth = INT_MAX;
+    pair_migrate(&p);
+    pair_bandwidth = 0;
     /* as often as it looks when RAM has converged, and does not complete */
     while (passes(&p.vm) < 5) {
         tracked_vm_wait(&p.vm, "active");
