@@ -22,6 +22,7 @@
  *   half-slow  makes a long pause in the middle of one report
  *   slow       makes it before the report
  *   message    writes once more, by a message, before bus mastering is off
+ *   fds        sends a file descriptor with a request for each DMA
  *
  * It writes memory that has no file descriptor by messages, and waits for no
  * answer to them.
@@ -208,6 +209,35 @@ static void unmap(uint64_t iova)
     }
 }
 
+/* With a request, which takes none. */
+static void send_fd(void)
+{
+    VFIOUserDMARW data = {
+        .hdr = {
+            .command = VFIO_USER_DMA_WRITE,
+            .flags = VFIO_USER_REQUEST,
+            .size = sizeof(data),
+        },
+    };
+    union {
+        char buf[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = { };
+    struct iovec iov = { &data, sizeof(data) };
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
+                          .msg_control = &control,
+                          .msg_controllen = sizeof(control) };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(sock));
+    memcpy(CMSG_DATA(c), &sock, sizeof(sock));
+    if (sendmsg(sock, &msg, MSG_NOSIGNAL) != sizeof(data)) {
+        err(1, "sendmsg");
+    }
+}
+
 static void dma_message(uint64_t addr, uint32_t len, uint8_t fill)
 {
     size_t size = sizeof(VFIOUserDMARW) + len;
@@ -327,6 +357,9 @@ static void access_region(VFIOUserHdr *hdr)
     }
     memcpy(at + rw->offset, rw->data, rw->count);
     if (at != config && rw->offset == TESTDEV_CMD) {
+        if (!strcmp(mode, "fds")) {
+            send_fd();
+        }
         regs[TESTDEV_STATUS / 4] =
             dma(regs[0] | (uint64_t)regs[1] << 32, regs[TESTDEV_LEN / 4],
                 regs[TESTDEV_FILL / 4]);
@@ -441,6 +474,9 @@ int main(int argc, char **argv)
             hdr.size - sizeof(hdr) > MAX_BODY ||
             !read_all(body, hdr.size - sizeof(hdr), NULL)) {
             break;
+        }
+        if ((hdr.flags & VFIO_USER_TYPE) == VFIO_USER_REPLY) {
+            continue;
         }
         handle(&hdr, hdr.size - sizeof(hdr), fd);
     }

@@ -1184,6 +1184,45 @@ static void test_last_message(void)
     program = "vfio-user-testdev";
 }
 
+static unsigned count_fds(TrackedVM *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd",
+                                            (int)qtest_pid(vm->qts));
+    GDir *fds = g_dir_open(path, 0, NULL);
+    unsigned count = 0;
+
+    g_assert_nonnull(fds);
+    while (g_dir_read_name(fds)) {
+        count++;
+    }
+    g_dir_close(fds);
+    return count;
+}
+
+/* File descriptors that the server sends unasked are not kept. */
+static void test_fds(void)
+{
+    g_autofree char *args = NULL;
+    unsigned before, after;
+    Server server;
+    TrackedVM vm;
+
+    program = "vfio-user-rawdev";
+    server_start(&server, "a.sock", "fds");
+    args = device(&server, "6.0", "");
+    tracked_vm_start(&vm, QPCI_DEVFN(6, 0), args);
+    tracked_vm_scribble(&vm, TESTDEV_CMD_DMA, 1);
+    before = count_fds(&vm);
+    tracked_vm_scribble(&vm, TESTDEV_CMD_DMA, 50);
+    after = count_fds(&vm);
+    g_test_message("%u file descriptors, %u later", before, after);
+    /* some may be under way */
+    g_assert_cmpint(after, <, before + 25);
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+    program = "vfio-user-testdev";
+}
+
 /* Each vector is unmasked in the server when the guest uses it. */
 static void test_unmask(void)
 {
@@ -1289,6 +1328,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-user-tracking/map-mute", "", test_map_fails);
     qtest_add_func("/vfio-user-tracking/messages", test_messages);
     qtest_add_func("/vfio-user-tracking/last-message", test_last_message);
+    qtest_add_func("/vfio-user-tracking/fds", test_fds);
     qtest_add_func("/vfio-user-tracking/unmask", test_unmask);
 
     ret = g_test_run();
