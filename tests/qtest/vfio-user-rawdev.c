@@ -17,7 +17,8 @@
  *   mad        every bit is set, also those beyond the range
  *   refuse-map an error for each region that is to be mapped
  *   mute-map   no answer to that
- *   half       ends in the middle of a report
+ *   end        ends when it is asked for a report
+ *   half       ends in the middle of it
  *   half-mute  says nothing any more from the middle of a report on
  *   half-slow  makes a long pause in the middle of one report
  *   slow       makes it before the report
@@ -299,6 +300,8 @@ static size_t report(int *error)
             bytes = 0;
         } else if (!strcmp(mode, "long")) {
             bytes += 4096;
+        } else if (!strcmp(mode, "end")) {
+            exit(0);
         } else if (!strcmp(mode, "slow")) {
             mode = "log";
             sleep(SLOW_S);

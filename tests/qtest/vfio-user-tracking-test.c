@@ -940,16 +940,22 @@ static void test_bad_answer(gconstpointer opaque)
     program = "vfio-user-testdev";
 }
 
-/* The server ends, or is stuck, in the middle of an answer. */
+/*
+ * The server ends, or is stuck, in an answer or before it.  Nobody waits for
+ * one that has ended.
+ */
 static void test_half(gconstpointer opaque)
 {
+    const char *mode = opaque;
     g_autofree char *why = NULL;
     QDict *rsp;
     Pair p;
 
     program = "vfio-user-rawdev";
-    properties = TRACKED ",\"x-msg-timeout\":1000";
-    pair_start(&p, opaque);
+    properties = !strcmp(mode, "half-mute:1")
+                 ? TRACKED ",\"x-msg-timeout\":1000"
+                 : TRACKED ",\"x-msg-timeout\":1000000";
+    pair_start(&p, mode);
     tracked_vm_fill(&p.src);
     tracked_vm_migrate(&p.src, p.stream);
     why = tracked_vm_wait_failed(&p.src);
@@ -1315,6 +1321,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-user-tracking/half-first", "half", test_half);
     qtest_add_data_func("/vfio-user-tracking/half-mute", "half-mute:1",
                         test_half);
+    qtest_add_data_func("/vfio-user-tracking/end", "end:1", test_half);
     qtest_add_data_func("/vfio-user-tracking/half-slow", "half-slow:1",
                         test_late_answer);
     qtest_add_data_func("/vfio-user-tracking/slow", "slow:1",
