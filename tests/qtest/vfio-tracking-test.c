@@ -1387,6 +1387,49 @@ static void test_late_passes(void)
     pair_stop(&p);
 }
 
+static int64_t throttle(TrackedVM *vm)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(vm->qts,
+                                              "{ 'execute': 'query-migrate' }");
+    int64_t percent = qdict_get_try_int(rsp, "cpu-throttle-percentage", 0);
+
+    qobject_unref(rsp);
+    return percent;
+}
+
+/* With auto-converge the guest is not slowed down while it is to let go. */
+static void test_late_auto_converge(void)
+{
+    int64_t end, percent, highest = 0;
+    Pair p;
+
+    pair_open(&p, 120000);
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'auto-converge',"
+        "                      'state': true } ] } }");
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'throttle-trigger-threshold': 1, 'cpu-throttle-initial': 20,"
+        "  'cpu-throttle-increment': 60 } }");
+    pair_migrate(&p);
+    wait_request(&p);
+    end = passes(&p.vm) + 20;
+    while (passes(&p.vm) < end) {
+        driver_traffic(&p.driver, 1);
+        percent = throttle(&p.vm);
+        highest = MAX(highest, percent);
+        g_usleep(20 * 1000);
+    }
+    g_test_message("slowed down by %" PRId64 " %%", highest);
+    /* the first step up to the next pass */
+    g_assert_cmpint(highest, <=, 20);
+    eject(&p);
+    tracked_vm_wait_switchover(&p.vm);
+    tracked_vm_finish(&p.vm);
+    pair_stop(&p);
+}
+
 /* A pass begins that takes half a minute: nobody looks for dirty pages. */
 static void begin_long_pass(TrackedVM *vm)
 {
@@ -1931,6 +1974,8 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/failed-cancel",
                    test_late_failed_cancel);
     qtest_add_func("/vfio-tracking/late/passes", test_late_passes);
+    qtest_add_func("/vfio-tracking/late/auto-converge",
+                   test_late_auto_converge);
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/native", test_late_native);
     qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
