@@ -1151,6 +1151,44 @@ static void test_late_background(void)
     pair_stop(&p);
 }
 
+/*
+ * One that fails at its begin: the guest has its device back, and QEMU what it
+ * had before.
+ */
+static void test_late_background_fails(void)
+{
+    g_autofree char *before = NULL, *after = NULL, *why = NULL, *path = NULL;
+    QDict *rsp;
+    Pair p;
+
+    pair_private = true;
+    pair_open(&p, 30000);
+    pair_private = false;
+    path = g_strdup_printf("/proc/%d/fd/0", (int)qtest_pid(p.vm.qts));
+    before = g_file_read_link(path, NULL);
+    rsp = qtest_qmp(p.vm.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'background-snapshot',"
+        "                      'state': true } ] } }");
+    if (qdict_haskey(rsp, "error")) {
+        g_test_skip("this host has no background snapshots");
+    } else {
+        qtest_qmp_assert_success(p.vm.qts,
+            "{ 'execute': 'migrate', 'arguments': {"
+            "  'uri': 'file:/dev/full' } }");
+        tracked_vm_wait(&p.vm, "wait-unplug");
+        eject(&p);
+        why = tracked_vm_wait_failed(&p.vm);
+        g_test_message("%s", why);
+        assert_replugged(&p);
+        after = g_file_read_link(path, NULL);
+        g_assert_nonnull(before);
+        g_assert_cmpstr(before, ==, after);
+    }
+    qobject_unref(rsp);
+    pair_stop(&p);
+}
+
 /* A guest that does not run cannot let go. */
 static void test_late_paused(void)
 {
@@ -1980,6 +2018,8 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/native", test_late_native);
     qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
     qtest_add_func("/vfio-tracking/late/background", test_late_background);
+    qtest_add_func("/vfio-tracking/late/background-fails",
+                   test_late_background_fails);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
     qtest_add_data_func("/vfio-tracking/late/cancel-timeout", NULL,

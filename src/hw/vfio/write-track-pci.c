@@ -361,33 +361,12 @@ static void quiesce_state_change(void *opaque, bool running, RunState state)
     }
 }
 
-/*
- * A server has mapped memory by itself.  To it a page that has not arrived is
- * one of zeros, and one that a snapshot protects may be written.
- */
-static bool check_capabilities(WriteTrackQuiesce *q, Error **errp)
-{
-    const char *capability = migrate_postcopy_ram() ? "postcopy-ram" :
-        migrate_background_snapshot() ? "background-snapshot" : NULL;
-
-    /* a snapshot (snapshot-save) uses neither */
-    if (!q->always || !capability || runstate_check(RUN_STATE_SAVE_VM)) {
-        return true;
-    }
-    error_setg(errp, "%s: a vfio-user server does not work with the capability"
-               " %s", q->vdev->vbasedev.name, capability);
-    return false;
-}
-
 /* A VM that is paused, or stopped for a snapshot, does not change its state. */
 static int quiesce_precopy(NotifierWithReturn *n, void *opaque, Error **errp)
 {
     WriteTrackQuiesce *q = container_of(n, WriteTrackQuiesce, precopy);
     PrecopyNotifyData *data = opaque;
 
-    if (data->reason == PRECOPY_NOTIFY_SETUP && !check_capabilities(q, errp)) {
-        return -EINVAL;
-    }
     if (runstate_is_running()) {
         return 0;
     }
@@ -399,6 +378,25 @@ static int quiesce_precopy(NotifierWithReturn *n, void *opaque, Error **errp)
         quiesce_or_fail(q);
     }
     return 0;
+}
+
+/*
+ * A server has mapped memory by itself.  To it a page that has not arrived is
+ * one of zeros, and one that a snapshot protects may be written.
+ */
+static int quiesce_migration(NotifierWithReturn *n, MigrationEvent *event,
+                             Error **errp)
+{
+    WriteTrackQuiesce *q = container_of(n, WriteTrackQuiesce, migration);
+    const char *capability = migrate_postcopy_ram() ? "postcopy-ram" :
+        migrate_background_snapshot() ? "background-snapshot" : NULL;
+
+    if (event->type != MIG_EVENT_PRECOPY_SETUP || !capability) {
+        return 0;
+    }
+    error_setg(errp, "%s: a vfio-user server does not work with the capability"
+               " %s", q->vdev->vbasedev.name, capability);
+    return -EINVAL;
 }
 
 void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
@@ -413,6 +411,9 @@ void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
                                                   q);
     q->precopy.notify = quiesce_precopy;
     precopy_add_notifier(&q->precopy);
+    if (q->always) {
+        migration_add_notifier(&q->migration, quiesce_migration);
+    }
 }
 
 void write_track_quiesce_exit(WriteTrackQuiesce *q)
@@ -421,6 +422,9 @@ void write_track_quiesce_exit(WriteTrackQuiesce *q)
         qemu_del_vm_change_state_handler(q->handler);
         q->handler = NULL;
         precopy_remove_notifier(&q->precopy);
+        if (q->always) {
+            migration_remove_notifier(&q->migration);
+        }
     }
 }
 

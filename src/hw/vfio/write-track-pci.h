@@ -48,7 +48,7 @@ typedef struct WriteTrackQuiesce {
     VFIOPCIDevice *vdev;
     WriteTracker *tracker;
     VMChangeStateEntry *handler;
-    NotifierWithReturn precopy;
+    NotifierWithReturn precopy, migration;
     /* Do what the quiet device has left to be done; may be NULL */
     void (*settle)(VFIOPCIDevice *vdev);
     bool always;                /* whether or not it is tracked now */
