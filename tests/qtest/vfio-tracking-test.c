@@ -1158,6 +1158,7 @@ static void test_late_background(void)
 static void test_late_background_fails(void)
 {
     g_autofree char *before = NULL, *after = NULL, *why = NULL, *path = NULL;
+    int full = open("/dev/full", O_WRONLY);
     QDict *rsp;
     Pair p;
 
@@ -1173,9 +1174,10 @@ static void test_late_background_fails(void)
     if (qdict_haskey(rsp, "error")) {
         g_test_skip("this host has no background snapshots");
     } else {
+        qtest_qmp_fds_assert_success(p.vm.qts, &full, 1,
+            "{ 'execute': 'getfd', 'arguments': { 'fdname': 'full' } }");
         qtest_qmp_assert_success(p.vm.qts,
-            "{ 'execute': 'migrate', 'arguments': {"
-            "  'uri': 'file:/dev/full' } }");
+            "{ 'execute': 'migrate', 'arguments': { 'uri': 'fd:full' } }");
         tracked_vm_wait(&p.vm, "wait-unplug");
         eject(&p);
         why = tracked_vm_wait_failed(&p.vm);
@@ -1186,6 +1188,7 @@ static void test_late_background_fails(void)
         g_assert_cmpstr(before, ==, after);
     }
     qobject_unref(rsp);
+    close(full);
     pair_stop(&p);
 }
 
