@@ -848,6 +848,7 @@ static const char *pair_options = "";   /* of the fake */
 static const char *pair_tracking = "igb";
 static bool pair_native;        /* hot-plug by the port, not by ACPI */
 static bool pair_private;       /* memory that is no file */
+static const char *pair_unplug = "late";
 
 static void pair_migrate(Pair *p)
 {
@@ -914,7 +915,8 @@ static void pair_open(Pair *p, unsigned timeout_ms)
         "-device pcie-root-port,id=root0,addr=1.0,chassis=1 "
         "-device pcie-root-port,id=root1,addr=2.0,chassis=2 "
         "-device virtio-net,bus=root0,id=standby0,failover=on,romfile=,"
-        "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
+        "failover-unplug=%s,failover-unplug-timeout-ms=%u", pair_unplug,
+        timeout_ms);
     args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=%s,"
                            "failover_pair_id=standby0 -global ICH9-LPC."
                            "acpi-pci-hotplug-with-bridge-support=%s", p->base,
@@ -1115,7 +1117,7 @@ static void test_late_refused(void)
  * A snapshot in the background does not converge: the guest is asked at once,
  * and has its device back when it is done, as the VM goes on.
  */
-static void test_late_background(void)
+static void test_background(gconstpointer unplug)
 {
     g_autofree char *uri = g_strdup_printf("file:%s", stream);
     g_autofree char *incoming = NULL;
@@ -1124,8 +1126,10 @@ static void test_late_background(void)
     Pair p;
 
     pair_private = true;
+    pair_unplug = unplug;
     pair_open(&p, 30000);
     pair_private = false;
+    pair_unplug = "late";
     rsp = qtest_qmp(p.vm.qts,
         "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
         "  'capabilities': [ { 'capability': 'background-snapshot',"
@@ -2025,7 +2029,10 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/native", test_late_native);
     qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
-    qtest_add_func("/vfio-tracking/late/background", test_late_background);
+    qtest_add_data_func("/vfio-tracking/late/background", "late",
+                        test_background);
+    qtest_add_data_func("/vfio-tracking/early/background", "early",
+                        test_background);
     qtest_add_func("/vfio-tracking/late/background-fails",
                    test_late_background_fails);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
