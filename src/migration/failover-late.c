@@ -20,8 +20,10 @@
 #include "migration/failover-late.h"
 #include "migration/misc.h"
 #include "migration.h"
+#include "options.h"
 #include "qemu-file.h"
 #include "qapi/util.h"
+#include "system/cpu-throttle.h"
 #include "system/runstate.h"
 #include "trace.h"
 
@@ -206,6 +208,20 @@ void migration_skip_time(int64_t start_ms)
 }
 
 /*
+ * While passes are made for its sake the guest dirties about as much as is
+ * sent, for which auto-converge slows it down more and more; and a guest that
+ * hardly runs does not let go.
+ */
+static void unthrottle(void)
+{
+    if (migrate_auto_converge() && cpu_throttle_active()) {
+        BQL_LOCK_GUARD();
+        cpu_throttle_stop();
+        cpu_throttle_dirty_sync_timer(true);
+    }
+}
+
+/*
  * Each pass has the dirty pages looked for, with the BQL and, with KVM, all of
  * memory write-protected again.  One after the other would starve the guest
  * that is to let go, so there is some time between them.
@@ -219,6 +235,7 @@ void failover_late_pause(void)
     }
     for (int ms = 0; ms < PASS_MS && is_going_on() && any_pending();
          ms += POLL_MS) {
+        unthrottle();
         g_usleep(POLL_MS * 1000);
     }
     migration_skip_time(start_ms);
@@ -233,6 +250,7 @@ void failover_late_wait(void)
     }
     qatomic_set(&waits, true);
     while (any_pending()) {
+        unthrottle();
         g_usleep(POLL_MS * 1000);
     }
 }

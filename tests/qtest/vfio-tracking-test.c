@@ -847,6 +847,8 @@ static unsigned pair_bandwidth; /* for the switchover; 0: as measured */
 static const char *pair_options = "";   /* of the fake */
 static const char *pair_tracking = "igb";
 static bool pair_native;        /* hot-plug by the port, not by ACPI */
+static bool pair_private;       /* memory that is no file */
+static const char *pair_unplug = "late";
 
 static void pair_migrate(Pair *p)
 {
@@ -904,7 +906,7 @@ static bool plug_event(Pair *p)
 }
 
 /* A standby that is to be unplugged late, and a card that receives. */
-static void pair_start(Pair *p, unsigned timeout_ms)
+static void pair_open(Pair *p, unsigned timeout_ms)
 {
     g_autofree char *vf = device("vf0", 2);
     g_autofree char *args = NULL;
@@ -913,19 +915,30 @@ static void pair_start(Pair *p, unsigned timeout_ms)
         "-device pcie-root-port,id=root0,addr=1.0,chassis=1 "
         "-device pcie-root-port,id=root1,addr=2.0,chassis=2 "
         "-device virtio-net,bus=root0,id=standby0,failover=on,romfile=,"
-        "failover-unplug=late,failover-unplug-timeout-ms=%u", timeout_ms);
+        "failover-unplug=%s,failover-unplug-timeout-ms=%u", pair_unplug,
+        timeout_ms);
     args = g_strdup_printf("%s %s,id=primary0,bus=root1,write-tracking=%s,"
                            "failover_pair_id=standby0 -global ICH9-LPC."
                            "acpi-pci-hotplug-with-bridge-support=%s", p->base,
                            vf, pair_tracking, pair_native ? "off" : "on");
     fake_vfio(pair_options);
-    tracked_vm_start(&p->vm, 0, args);
+    if (pair_private) {
+        tracked_vm_start_private(&p->vm, 0, args);
+    } else {
+        tracked_vm_start(&p->vm, 0, args);
+    }
     p->net = negotiate_standby(&p->vm);
     slot_control(p, SLOT_ON);
     g_assert_true(plug_event(p));
     pair_find(p);
     tracked_vm_fill(&p->vm);
     driver_start(&p->driver, &p->vm);
+}
+
+/* The same, and it is migrated. */
+static void pair_start(Pair *p, unsigned timeout_ms)
+{
+    pair_open(p, timeout_ms);
     pair_migrate(p);
     driver_traffic(&p->driver, 3);
 }
@@ -1098,6 +1111,89 @@ static void test_late_refused(void)
     complete_and_compare(&p);
     pair_stop(&p);
     pair_native = false;
+}
+
+/*
+ * A snapshot in the background does not converge: the guest is asked at once,
+ * and has its device back when it is done, as the VM goes on.
+ */
+static void test_background(gconstpointer unplug)
+{
+    g_autofree char *uri = g_strdup_printf("file:%s", stream);
+    g_autofree char *incoming = NULL;
+    TrackedVM dst;
+    QDict *rsp;
+    Pair p;
+
+    pair_private = true;
+    pair_unplug = unplug;
+    pair_open(&p, 30000);
+    pair_private = false;
+    pair_unplug = "late";
+    rsp = qtest_qmp(p.vm.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'background-snapshot',"
+        "                      'state': true } ] } }");
+    if (qdict_haskey(rsp, "error")) {
+        g_test_skip("this host has no background snapshots");
+    } else {
+        qtest_qmp_assert_success(p.vm.qts,
+            "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+        tracked_vm_wait(&p.vm, "wait-unplug");
+        g_usleep(100 * 1000);
+        tracked_vm_wait(&p.vm, "wait-unplug");
+        eject(&p);
+        tracked_vm_wait(&p.vm, "completed");
+        assert_replugged(&p);
+        /* the device is not in it */
+        incoming = g_strdup_printf("%s -incoming file:%s -S", p.base, stream);
+        tracked_vm_start_private(&dst, 0, incoming);
+        tracked_vm_wait(&dst, "completed");
+        tracked_vm_stop(&dst);
+    }
+    qobject_unref(rsp);
+    pair_stop(&p);
+}
+
+/*
+ * One that fails at its begin: the guest has its device back, and QEMU what it
+ * had before.
+ */
+static void test_late_background_fails(void)
+{
+    g_autofree char *before = NULL, *after = NULL, *why = NULL, *path = NULL;
+    int full = open("/dev/full", O_WRONLY);
+    QDict *rsp;
+    Pair p;
+
+    pair_private = true;
+    pair_open(&p, 30000);
+    pair_private = false;
+    path = g_strdup_printf("/proc/%d/fd/0", (int)qtest_pid(p.vm.qts));
+    before = g_file_read_link(path, NULL);
+    rsp = qtest_qmp(p.vm.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'background-snapshot',"
+        "                      'state': true } ] } }");
+    if (qdict_haskey(rsp, "error")) {
+        g_test_skip("this host has no background snapshots");
+    } else {
+        qtest_qmp_fds_assert_success(p.vm.qts, &full, 1,
+            "{ 'execute': 'getfd', 'arguments': { 'fdname': 'full' } }");
+        qtest_qmp_assert_success(p.vm.qts,
+            "{ 'execute': 'migrate', 'arguments': { 'uri': 'fd:full' } }");
+        tracked_vm_wait(&p.vm, "wait-unplug");
+        eject(&p);
+        why = tracked_vm_wait_failed(&p.vm);
+        g_test_message("%s", why);
+        assert_replugged(&p);
+        after = g_file_read_link(path, NULL);
+        g_assert_nonnull(before);
+        g_assert_cmpstr(before, ==, after);
+    }
+    qobject_unref(rsp);
+    close(full);
+    pair_stop(&p);
 }
 
 /* A guest that does not run cannot let go. */
@@ -1291,6 +1387,26 @@ static void test_late_retry(void)
     pair_stop(&p);
 }
 
+/* One that has failed is not cancelled as well while it waits for the guest. */
+static void test_late_failed_cancel(void)
+{
+    g_autofree char *why = NULL, *still = NULL;
+    Sink sink;
+    Pair p;
+
+    pair_start_sink(&p, &sink, 120000);
+    sink_break(&sink);
+    why = tracked_vm_push_to_failure(&p.vm);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    g_assert_false(tracked_vm_is_idle(&p.vm));
+    eject(&p);
+    assert_replugged(&p);
+    still = tracked_vm_push_to_failure(&p.vm);
+    g_assert_cmpstr(why, ==, still);
+    complete(&p);
+    pair_stop(&p);
+}
+
 /*
  * The guest is asked, and RAM does not converge any more: there is time between
  * passes all the same, or the guest would get none.
@@ -1313,6 +1429,49 @@ static void test_late_passes(void)
     /* two in a second, and those under way */
     g_assert_cmpint(after - before, <=, 3 * 2 + 2);
     assert_plugged(&p);
+    pair_stop(&p);
+}
+
+static int64_t throttle(TrackedVM *vm)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(vm->qts,
+                                              "{ 'execute': 'query-migrate' }");
+    int64_t percent = qdict_get_try_int(rsp, "cpu-throttle-percentage", 0);
+
+    qobject_unref(rsp);
+    return percent;
+}
+
+/* With auto-converge the guest is not slowed down while it is to let go. */
+static void test_late_auto_converge(void)
+{
+    int64_t end, percent, highest = 0;
+    Pair p;
+
+    pair_open(&p, 120000);
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': 'auto-converge',"
+        "                      'state': true } ] } }");
+    qtest_qmp_assert_success(p.vm.qts,
+        "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'throttle-trigger-threshold': 1, 'cpu-throttle-initial': 20,"
+        "  'cpu-throttle-increment': 60 } }");
+    pair_migrate(&p);
+    wait_request(&p);
+    end = passes(&p.vm) + 20;
+    while (passes(&p.vm) < end) {
+        driver_traffic(&p.driver, 1);
+        percent = throttle(&p.vm);
+        highest = MAX(highest, percent);
+        g_usleep(20 * 1000);
+    }
+    g_test_message("slowed down by %" PRId64 " %%", highest);
+    /* the first step up to the next pass */
+    g_assert_cmpint(highest, <=, 20);
+    eject(&p);
+    tracked_vm_wait_switchover(&p.vm);
+    tracked_vm_finish(&p.vm);
     pair_stop(&p);
 }
 
@@ -1374,6 +1533,54 @@ static void test_late_deleted(void)
     g_assert_cmpint(tracked_vm_differences(&p.vm, &dst, dir), ==, 0);
     tracked_vm_stop(&dst);
     pair_stop(&p);
+}
+
+static void assert_run_state(Pair *p, const char *wanted)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(p->vm.qts,
+                                              "{ 'execute': 'query-status' }");
+
+    g_assert_cmpstr(qdict_get_str(rsp, "status"), ==, wanted);
+    qobject_unref(rsp);
+}
+
+/*
+ * Somebody else has asked the guest when RAM converges: it need not be asked
+ * again, and what it lets go of is deleted, not kept.
+ */
+static void test_late_deleted_first(gconstpointer opaque)
+{
+    QDict *event = NULL;
+    Pair p;
+
+    pair_native = opaque;
+    pair_open(&p, 120000);
+    qtest_qmp_device_del_send(p.vm.qts, "primary0");
+    if (pair_native) {
+        slot_control(&p, SLOT_BUSY);
+    }
+    pair_bandwidth = INT_MAX;
+    pair_migrate(&p);
+    pair_bandwidth = 0;
+    /* as often as it looks when RAM has converged, and does not complete */
+    while (passes(&p.vm) < 5) {
+        tracked_vm_wait(&p.vm, "active");
+        g_usleep(20 * 1000);
+    }
+    driver_traffic(&p.driver, 2);
+    eject(&p);
+    tracked_vm_wait_switchover(&p.vm);
+    /* it comes when the last reference to the device is gone */
+    for (int i = 0; !event; i++) {
+        g_assert_cmpint(i, <, 1000);
+        assert_run_state(&p, "finish-migrate");
+        event = qtest_qmp_event_ref(p.vm.qts, "DEVICE_DELETED");
+        g_usleep(20 * 1000);
+    }
+    qobject_unref(event);
+    tracked_vm_finish(&p.vm);
+    pair_stop(&p);
+    pair_native = false;
 }
 
 /*
@@ -1459,15 +1666,6 @@ static void set_running(Pair *p, bool running)
     } else {
         qtest_qmp_assert_success(p->vm.qts, "{ 'execute': 'stop' }");
     }
-}
-
-static void assert_run_state(Pair *p, const char *wanted)
-{
-    QDict *rsp = qtest_qmp_assert_success_ref(p->vm.qts,
-                                              "{ 'execute': 'query-status' }");
-
-    g_assert_cmpstr(qdict_get_str(rsp, "status"), ==, wanted);
-    qobject_unref(rsp);
 }
 
 /*
@@ -1823,10 +2021,20 @@ int main(int argc, char **argv)
     qtest_add_func("/vfio-tracking/late/unplug", test_late);
     qtest_add_func("/vfio-tracking/late/untracked", test_late_untracked);
     qtest_add_func("/vfio-tracking/late/retry", test_late_retry);
+    qtest_add_func("/vfio-tracking/late/failed-cancel",
+                   test_late_failed_cancel);
     qtest_add_func("/vfio-tracking/late/passes", test_late_passes);
+    qtest_add_func("/vfio-tracking/late/auto-converge",
+                   test_late_auto_converge);
     qtest_add_func("/vfio-tracking/late/timeout", test_late_timeout);
     qtest_add_func("/vfio-tracking/late/native", test_late_native);
     qtest_add_func("/vfio-tracking/late/refused", test_late_refused);
+    qtest_add_data_func("/vfio-tracking/late/background", "late",
+                        test_background);
+    qtest_add_data_func("/vfio-tracking/early/background", "early",
+                        test_background);
+    qtest_add_func("/vfio-tracking/late/background-fails",
+                   test_late_background_fails);
     qtest_add_func("/vfio-tracking/late/paused", test_late_paused);
     qtest_add_func("/vfio-tracking/late/cancel", test_late_cancel);
     qtest_add_data_func("/vfio-tracking/late/cancel-timeout", NULL,
@@ -1844,6 +2052,10 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-tracking/late/break-stays", NULL,
                         test_late_break);
     qtest_add_func("/vfio-tracking/late/deleted", test_late_deleted);
+    qtest_add_data_func("/vfio-tracking/late/deleted-first", NULL,
+                        test_late_deleted_first);
+    qtest_add_data_func("/vfio-tracking/late/deleted-first-native", "",
+                        test_late_deleted_first);
     qtest_add_func("/vfio-tracking/late/deleted-again",
                    test_late_deleted_again);
     qtest_add_func("/vfio-tracking/late/stuck", test_late_stuck);

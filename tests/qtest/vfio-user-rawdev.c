@@ -17,6 +17,16 @@
  *   mad        every bit is set, also those beyond the range
  *   refuse-map an error for each region that is to be mapped
  *   mute-map   no answer to that
+ *   end        ends when it is asked for a report
+ *   half       ends in the middle of it
+ *   half-mute  says nothing any more from the middle of a report on
+ *   half-slow  makes a long pause in the middle of one report
+ *   slow       makes it before the report
+ *   message    writes once more, by a message, before bus mastering is off
+ *   fds        sends a file descriptor with a request for each DMA
+ *
+ * It writes memory that has no file descriptor by messages, and waits for no
+ * answer to them.
  *
  * "MODE:N" behaves so from the Nth report on, or map, counted from 0.
  *
@@ -40,6 +50,7 @@
 #define PAGE            4096
 #define MAX_BODY        (1 << 20)
 #define MAX_REGIONS     64
+#define SLOW_S          3
 #define VERSION_CAPS    "{\"capabilities\":{\"max_msg_fds\":8," \
                         "\"max_data_xfer_size\":1048576," \
                         "\"migration\":{\"pgsize\":4096}}}"
@@ -71,6 +82,7 @@ static const char *mode = "log", *later;
 static unsigned reports, maps, lies_from;
 static Region regions[MAX_REGIONS];
 static bool logging;
+static bool is_report;          /* what is answered now */
 static uint32_t regs[PAGE / 4];
 static uint8_t config[256];
 /* the header is before it when VFIOUserRegionRW is laid over */
@@ -120,9 +132,25 @@ static void write_all(const void *buf, size_t len)
     }
 }
 
+/* What it does in the middle of a report. */
+static void pause_report(void)
+{
+    if (!strcmp(mode, "half")) {
+        exit(0);
+    }
+    while (!strcmp(mode, "half-mute")) {
+        pause();
+    }
+    if (!strcmp(mode, "half-slow")) {
+        mode = "log";
+        sleep(SLOW_S);
+    }
+}
+
 static void reply(const VFIOUserHdr *to, int error, size_t len)
 {
     VFIOUserHdr hdr = *to;
+    size_t part;
 
     if (to->flags & VFIO_USER_NO_REPLY) {
         return;
@@ -131,8 +159,13 @@ static void reply(const VFIOUserHdr *to, int error, size_t len)
     hdr.flags = VFIO_USER_REPLY | (error ? VFIO_USER_ERROR : 0);
     hdr.error_reply = error;
     hdr.size = sizeof(hdr) + len;
+    part = is_report ? len / 2 : len;
     write_all(&hdr, sizeof(hdr));
-    write_all(body, len);
+    write_all(body, part);
+    if (is_report) {
+        pause_report();
+        write_all(body + part, len - part);
+    }
 }
 
 /* --------------------------------------------------------------------- DMA */
@@ -177,19 +210,66 @@ static void unmap(uint64_t iova)
     }
 }
 
+/* With a request, which takes none. */
+static void send_fd(void)
+{
+    VFIOUserDMARW data = {
+        .hdr = {
+            .command = VFIO_USER_DMA_WRITE,
+            .flags = VFIO_USER_REQUEST,
+            .size = sizeof(data),
+        },
+    };
+    union {
+        char buf[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = { };
+    struct iovec iov = { &data, sizeof(data) };
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
+                          .msg_control = &control,
+                          .msg_controllen = sizeof(control) };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(sock));
+    memcpy(CMSG_DATA(c), &sock, sizeof(sock));
+    if (sendmsg(sock, &msg, MSG_NOSIGNAL) != sizeof(data)) {
+        err(1, "sendmsg");
+    }
+}
+
+static void dma_message(uint64_t addr, uint32_t len, uint8_t fill)
+{
+    size_t size = sizeof(VFIOUserDMARW) + len;
+    g_autofree VFIOUserDMARW *msg = g_malloc0(size);
+
+    msg->hdr.command = VFIO_USER_DMA_WRITE;
+    msg->hdr.flags = VFIO_USER_REQUEST | VFIO_USER_NO_REPLY;
+    msg->hdr.size = size;
+    msg->offset = addr;
+    msg->count = len;
+    memset(msg->data, fill, len);
+    write_all(msg, size);
+}
+
 static int dma(uint64_t addr, uint32_t len, uint8_t fill)
 {
     for (int i = 0; i < MAX_REGIONS; i++) {
         Region *r = &regions[i];
+        uint64_t first = (addr - r->iova) / PAGE;
+        uint64_t last = (addr - r->iova + len - 1) / PAGE;
 
-        if (r->mem && addr >= r->iova && addr + len <= r->iova + r->size) {
-            uint64_t first = (addr - r->iova) / PAGE;
-            uint64_t last = (addr - r->iova + len - 1) / PAGE;
-
+        if (addr < r->iova || addr + len > r->iova + r->size) {
+            continue;
+        }
+        if (r->mem) {
             memset(r->mem + (addr - r->iova), fill, len);
             bitmap_set(r->dirty, first, last - first + 1);
-            return 0;
+        } else {
+            dma_message(addr, len, fill);
         }
+        return 0;
     }
     return -EFAULT;
 }
@@ -220,6 +300,11 @@ static size_t report(int *error)
             bytes = 0;
         } else if (!strcmp(mode, "long")) {
             bytes += 4096;
+        } else if (!strcmp(mode, "end")) {
+            exit(0);
+        } else if (!strcmp(mode, "slow")) {
+            mode = "log";
+            sleep(SLOW_S);
         }
         return sizeof(*b) + bytes;
     }
@@ -268,8 +353,16 @@ static void access_region(VFIOUserHdr *hdr)
         reply(hdr, 0, sizeof(*rw) - sizeof(*hdr) + rw->count);
         return;
     }
+    if (!strcmp(mode, "message") && at == config && rw->offset == PCI_COMMAND &&
+        (config[PCI_COMMAND] & ~rw->data[0] & PCI_COMMAND_MASTER)) {
+        dma(regs[0] | (uint64_t)regs[1] << 32, regs[TESTDEV_LEN / 4],
+            regs[TESTDEV_FILL / 4] + 1);
+    }
     memcpy(at + rw->offset, rw->data, rw->count);
     if (at != config && rw->offset == TESTDEV_CMD) {
+        if (!strcmp(mode, "fds")) {
+            send_fd();
+        }
         regs[TESTDEV_STATUS / 4] =
             dma(regs[0] | (uint64_t)regs[1] << 32, regs[TESTDEV_LEN / 4],
                 regs[TESTDEV_FILL / 4]);
@@ -338,8 +431,12 @@ static void handle(VFIOUserHdr *hdr, size_t len, int fd)
         reply(hdr, 0, len);
         break;
     case VFIO_USER_DEVICE_FEATURE:
+        /* the flags are where those of the information are */
+        is_report = info->flags == (VFIO_DEVICE_FEATURE_GET |
+                                    VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT);
         len = feature(len, &error);
         reply(hdr, error, len);
+        is_report = false;
         break;
     default:
         reply(hdr, ENOTSUP, 0);
@@ -380,6 +477,9 @@ int main(int argc, char **argv)
             hdr.size - sizeof(hdr) > MAX_BODY ||
             !read_all(body, hdr.size - sizeof(hdr), NULL)) {
             break;
+        }
+        if ((hdr.flags & VFIO_USER_TYPE) == VFIO_USER_REPLY) {
+            continue;
         }
         handle(&hdr, hdr.size - sizeof(hdr), fd);
     }

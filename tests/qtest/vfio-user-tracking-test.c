@@ -292,6 +292,51 @@ static void test_verify_faulty(void)
     properties = TRACKED;
 }
 
+static bool is_master(TrackedVM *vm)
+{
+    return qpci_config_readw(vm->dev, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
+/*
+ * The server reaches memory by itself, not by way of QEMU's page tables: it
+ * would read pages that have not arrived, or write such as are saved later.
+ */
+static void test_capability_refused(gconstpointer capability)
+{
+    QDict *rsp;
+    Pair p;
+
+    pair_start(&p, "track");
+    rsp = qtest_qmp(p.src.qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': %s, 'state': true } ] } }",
+        (const char *)capability);
+    if (qdict_haskey(rsp, "error")) {
+        g_test_skip("this host does not have the capability");
+    } else {
+        g_autofree char *why = g_strdup_printf(
+            "a vfio-user server does not work with the capability %s",
+            (const char *)capability);
+
+        assert_migrate_fails(&p.src, why);
+        g_assert_true(is_master(&p.src));
+        /* the VM goes on, and can be migrated without it */
+        tracked_vm_wait_idle(&p.src);
+        qtest_qmp_assert_success(p.src.qts,
+            "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+            "  'capabilities': [ { 'capability': %s, 'state': false } ] } }",
+            (const char *)capability);
+        qtest_qmp_assert_success(p.src.qts,
+            "{ 'execute': 'migrate', 'arguments': {"
+            "  'uri': 'exec:cat >/dev/null' } }");
+        tracked_vm_wait(&p.src, "completed");
+    }
+    qobject_unref(rsp);
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_free(p.stream);
+}
+
 /* There is no time when all of RAM is at one end. */
 static void test_verify_postcopy(void)
 {
@@ -372,11 +417,6 @@ static void test_tracked(void)
                                        VM_PAGE, 0x3c), ==, 0);
     g_assert_cmphex(qtest_readb(p.dst.qts, VM_DMA_START), ==, 0x3c);
     pair_stop(&p);
-}
-
-static bool is_master(TrackedVM *vm)
-{
-    return qpci_config_readw(vm->dev, PCI_COMMAND) & PCI_COMMAND_MASTER;
 }
 
 /* Given up before the switchover: the device goes on, and it can be repeated */
@@ -900,6 +940,73 @@ static void test_bad_answer(gconstpointer opaque)
     program = "vfio-user-testdev";
 }
 
+/*
+ * The server ends, or is stuck, in an answer or before it.  Nobody waits for
+ * one that has ended.
+ */
+static void test_half(gconstpointer opaque)
+{
+    const char *mode = opaque;
+    g_autofree char *why = NULL;
+    QDict *rsp;
+    Pair p;
+
+    program = "vfio-user-rawdev";
+    properties = !strcmp(mode, "half-mute:1")
+                 ? TRACKED ",\"x-msg-timeout\":1000"
+                 : TRACKED ",\"x-msg-timeout\":1000000";
+    pair_start(&p, mode);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    why = tracked_vm_wait_failed(&p.src);
+    g_test_message("%s", why);
+    rsp = qtest_qmp_assert_success_ref(p.src.qts,
+                                       "{ 'execute': 'query-status' }");
+    g_assert_true(qdict_get_bool(rsp, "running"));
+    qobject_unref(rsp);
+    tracked_vm_stop(&p.src);
+    server_stop(&p.src_server);
+    g_unlink(p.stream);
+    g_free(p.stream);
+    program = "vfio-user-testdev";
+    properties = TRACKED;
+}
+
+/*
+ * An answer is not there in time, or only a part of it is, and the rest comes
+ * later: the migration fails, and the device goes on.
+ */
+static void test_late_answer(gconstpointer opaque)
+{
+    g_autofree char *why = NULL;
+    int tries = 0;
+    Pair p;
+
+    program = "vfio-user-rawdev";
+    properties = TRACKED ",\"x-msg-timeout\":1000";
+    pair_start(&p, opaque);
+    tracked_vm_fill(&p.src);
+    tracked_vm_migrate(&p.src, p.stream);
+    why = tracked_vm_wait_failed(&p.src);
+    g_test_message("%s", why);
+    tracked_vm_wait_idle(&p.src);
+    while (tracked_vm_command(&p.src, TESTDEV_CMD_DMA, VM_DMA_START, VM_PAGE,
+                              0x43)) {
+        g_assert_cmpint(tries++, <, 30);
+    }
+    g_assert_cmphex(qtest_readb(p.src.qts, VM_DMA_START), ==, 0x43);
+
+    tracked_vm_migrate(&p.src, p.stream);
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 20);
+    tracked_vm_wait_switchover(&p.src);
+    tracked_vm_finish(&p.src);
+    pair_arrive(&p);
+    g_assert_cmpint(tracked_vm_differences(&p.src, &p.dst, dir), ==, 0);
+    pair_stop(&p);
+    program = "vfio-user-testdev";
+    properties = TRACKED;
+}
+
 /* A device whose server behaves so from the Nth map on; an error, or NULL. */
 static QDict *map_device_add(TrackedVM *vm, Server *server, const char *mode,
                              unsigned n)
@@ -1040,6 +1147,88 @@ static void test_messages(void)
     server_stop(&server);
 }
 
+/* What the server has sent before bus mastering is off arrives. */
+static void test_last_message(void)
+{
+    g_autofree char *args = NULL;
+    g_autofree char *uri = g_strdup_printf("file:%s/stream", dir);
+    g_autofree char *incoming = NULL;
+    Server a, b;
+    TrackedVM src, dst;
+
+    program = "vfio-user-rawdev";
+    server_start(&a, "a.sock", "message");
+    args = device(&a, "6.0", TRACKED);
+    tracked_vm_start_private(&src, QPCI_DEVFN(6, 0), args);
+    tracked_vm_fill(&src);
+    g_assert_cmpint(tracked_vm_command(&src, TESTDEV_CMD_DMA, VM_DMA_START,
+                                       VM_PAGE, 0x5a), ==, 0);
+    for (int i = 0; qtest_readb(src.qts, VM_DMA_START + VM_PAGE - 1) != 0x5a;
+         i++) {
+        g_assert_cmpint(i, <, 1000);
+        g_usleep(1000);
+    }
+    tracked_vm_hurry(&src);
+    qtest_qmp_assert_success(src.qts,
+        "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    tracked_vm_wait(&src, "completed");
+    g_assert_cmphex(qtest_readb(src.qts, VM_DMA_START), ==, 0x5b);
+
+    g_clear_pointer(&args, g_free);
+    server_start(&b, "b.sock", "log");
+    args = device(&b, "6.0", TRACKED);
+    incoming = g_strdup_printf("%s -incoming %s -S", args, uri);
+    tracked_vm_start_private(&dst, 0, incoming);
+    tracked_vm_wait(&dst, "completed");
+    g_assert_cmphex(qtest_readb(dst.qts, VM_DMA_START), ==, 0x5b);
+    g_assert_cmpint(tracked_vm_differences(&src, &dst, dir), ==, 0);
+    tracked_vm_stop(&dst);
+    tracked_vm_stop(&src);
+    server_stop(&b);
+    server_stop(&a);
+    g_unlink(uri + strlen("file:"));
+    program = "vfio-user-testdev";
+}
+
+static unsigned count_fds(TrackedVM *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd",
+                                            (int)qtest_pid(vm->qts));
+    GDir *fds = g_dir_open(path, 0, NULL);
+    unsigned count = 0;
+
+    g_assert_nonnull(fds);
+    while (g_dir_read_name(fds)) {
+        count++;
+    }
+    g_dir_close(fds);
+    return count;
+}
+
+/* File descriptors that the server sends unasked are not kept. */
+static void test_fds(void)
+{
+    g_autofree char *args = NULL;
+    unsigned before, after;
+    Server server;
+    TrackedVM vm;
+
+    program = "vfio-user-rawdev";
+    server_start(&server, "a.sock", "fds");
+    args = device(&server, "6.0", "");
+    tracked_vm_start(&vm, QPCI_DEVFN(6, 0), args);
+    tracked_vm_scribble(&vm, TESTDEV_CMD_DMA, 1);
+    before = count_fds(&vm);
+    tracked_vm_scribble(&vm, TESTDEV_CMD_DMA, 50);
+    after = count_fds(&vm);
+    g_test_message("%u file descriptors, %u later", before, after);
+    /* some may be under way */
+    g_assert_cmpint(after, <, before + 25);
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+    program = "vfio-user-testdev";
+}
+
 /* Each vector is unmasked in the server when the guest uses it. */
 static void test_unmask(void)
 {
@@ -1128,10 +1317,25 @@ int main(int argc, char **argv)
     qtest_add_data_func("/vfio-user-tracking/other", "other", test_bad_answer);
     qtest_add_data_func("/vfio-user-tracking/short", "short", test_bad_answer);
     qtest_add_data_func("/vfio-user-tracking/long", "long", test_bad_answer);
+    qtest_add_data_func("/vfio-user-tracking/half", "half:1", test_half);
+    qtest_add_data_func("/vfio-user-tracking/half-first", "half", test_half);
+    qtest_add_data_func("/vfio-user-tracking/half-mute", "half-mute:1",
+                        test_half);
+    qtest_add_data_func("/vfio-user-tracking/end", "end:1", test_half);
+    qtest_add_data_func("/vfio-user-tracking/half-slow", "half-slow:1",
+                        test_late_answer);
+    qtest_add_data_func("/vfio-user-tracking/slow", "slow:1",
+                        test_late_answer);
+    qtest_add_data_func("/vfio-user-tracking/postcopy", "postcopy-ram",
+                        test_capability_refused);
+    qtest_add_data_func("/vfio-user-tracking/background-snapshot",
+                        "background-snapshot", test_capability_refused);
     qtest_add_data_func("/vfio-user-tracking/map-refused", NULL,
                         test_map_fails);
     qtest_add_data_func("/vfio-user-tracking/map-mute", "", test_map_fails);
     qtest_add_func("/vfio-user-tracking/messages", test_messages);
+    qtest_add_func("/vfio-user-tracking/last-message", test_last_message);
+    qtest_add_func("/vfio-user-tracking/fds", test_fds);
     qtest_add_func("/vfio-user-tracking/unmask", test_unmask);
 
     ret = g_test_run();

@@ -20,6 +20,7 @@
 #include "hw/pci/pci.h"
 #include "hw/vfio/vfio-container.h"
 #include "migration/misc.h"
+#include "migration/client-options.h"
 #include "system/address-spaces.h"
 #include "system/dma.h"
 #include "system/runstate.h"
@@ -316,6 +317,9 @@ static bool stop_dma(WriteTrackQuiesce *q, Error **errp)
         trace_write_track_quiesce(vdev->vbasedev.name, q->cleared);
     }
     q->drained = wait_drained(vdev, errp);
+    if (q->drained && q->settle) {
+        q->settle(vdev);
+    }
     q->failed = !q->drained;
     return q->drained;
 }
@@ -376,6 +380,25 @@ static int quiesce_precopy(NotifierWithReturn *n, void *opaque, Error **errp)
     return 0;
 }
 
+/*
+ * A server has mapped memory by itself.  To it a page that has not arrived is
+ * one of zeros, and one that a snapshot protects may be written.
+ */
+static int quiesce_migration(NotifierWithReturn *n, MigrationEvent *event,
+                             Error **errp)
+{
+    WriteTrackQuiesce *q = container_of(n, WriteTrackQuiesce, migration);
+    const char *capability = migrate_postcopy_ram() ? "postcopy-ram" :
+        migrate_background_snapshot() ? "background-snapshot" : NULL;
+
+    if (event->type != MIG_EVENT_PRECOPY_SETUP || !capability) {
+        return 0;
+    }
+    error_setg(errp, "%s: a vfio-user server does not work with the capability"
+               " %s", q->vdev->vbasedev.name, capability);
+    return -EINVAL;
+}
+
 void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
                               WriteTracker *tracker)
 {
@@ -388,6 +411,9 @@ void write_track_quiesce_init(WriteTrackQuiesce *q, VFIOPCIDevice *vdev,
                                                   q);
     q->precopy.notify = quiesce_precopy;
     precopy_add_notifier(&q->precopy);
+    if (q->always) {
+        migration_add_notifier(&q->migration, quiesce_migration);
+    }
 }
 
 void write_track_quiesce_exit(WriteTrackQuiesce *q)
@@ -396,6 +422,9 @@ void write_track_quiesce_exit(WriteTrackQuiesce *q)
         qemu_del_vm_change_state_handler(q->handler);
         q->handler = NULL;
         precopy_remove_notifier(&q->precopy);
+        if (q->always) {
+            migration_remove_notifier(&q->migration);
+        }
     }
 }
 

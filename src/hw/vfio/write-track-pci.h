@@ -41,13 +41,16 @@ void write_track_pci_command(VFIOPCIDevice *vdev);
  * struct WriteTrackQuiesce: bus mastering of a device whose VM has stopped for
  * the last look at dirty pages
  *
- * Private, but for the owner to embed.  Protected by the BQL.
+ * Private, but for the owner to embed, with zeros in it, and for @settle.
+ * Protected by the BQL.
  */
 typedef struct WriteTrackQuiesce {
     VFIOPCIDevice *vdev;
     WriteTracker *tracker;
     VMChangeStateEntry *handler;
-    NotifierWithReturn precopy;
+    NotifierWithReturn precopy, migration;
+    /* Do what the quiet device has left to be done; may be NULL */
+    void (*settle)(VFIOPCIDevice *vdev);
     bool always;                /* whether or not it is tracked now */
     bool cleared;               /* by us, not by the guest */
     bool drained;               /* nothing was under way after that */
