@@ -235,7 +235,8 @@ static void give_back(IRQFollowed *f)
     };
     int ret;
 
-    if (!is_ours(f)) {
+    /* what was asked for will do: the guest can have this asked all the time */
+    if (f->returning || !is_ours(f)) {
         return;
     }
     irq_policy_returning(a->engine, &f->v);
@@ -247,7 +248,8 @@ static void give_back(IRQFollowed *f)
     } else {
         ret = irq_host_restore(f->host);
     }
-    if (ret != -EINPROGRESS) {
+    f->returning = ret == -EINPROGRESS;
+    if (!f->returning) {
         told_return(a, &what, -ret);
         irq_policy_returned(a->engine, &f->v, now_ns());
     }
@@ -623,6 +625,7 @@ static void interrupt_lost(IRQAffinity *a, IRQFollowed *f)
         irq_policy_remove(a->engine, &f->v);
         irq_host_close(f->host);
         f->host = NULL;
+        f->returning = false;
     }
 }
 
@@ -828,7 +831,14 @@ static void adopt_vector(IRQFollowed *f, const IRQRestore *what, int err)
 
     if (!f->v.pending && !irq_host_was_moved(f->host)) {
         irq_host_returned(f->host);
-    } else if (!err && irq_host_adopt(f->host, what->list) && !f->v.pending) {
+        return;
+    }
+    if (err) {
+        return;
+    }
+    /* it may be about to get back another one */
+    f->returning = false;
+    if (irq_host_adopt(f->host, what->list) && !f->v.pending) {
         irq_policy_astray(a->engine, &f->v, now_ns());
         run(a);
     }
@@ -867,6 +877,7 @@ static void helper_restored(void *opaque, void *tag, const IRQRestore *what,
         adopt(what, err);
         return;
     }
+    f->returning = false;
     if (!err) {
         irq_host_returned(f->host);
     } else if (err == ENOTCONN) {

@@ -565,6 +565,29 @@ class GiveBack(unittest.TestCase):
         self.do(self.take_restore(peer, ORIGINAL))
         self.assertEqual(self.mask(*irqs[0]), ORIGINAL)
 
+    def test_return_once(self):
+        """The guest changes its mind all the time: asked for once."""
+        irqs, _, peer = self.start_played(3)
+        self.route_to_nobody()
+        restore = self.take_restore(peer, ORIGINAL)
+        for _ in range(3):
+            self.route(irqs, 0)
+            self.wait(lambda: 'vcpu' in self.vector(), 'owner')
+            self.route_to_nobody()
+            self.wait(lambda: 'vcpu' not in self.vector(), 'look')
+        self.assertFalse(self.is_asked(peer), 'once more')
+        self.do(restore)
+        self.answer(peer, restore)
+        # and again when it was moved again
+        self.route(irqs, 0)
+        move = self.take_after(irqs, 2, peer)
+        self.do(move)
+        self.answer(peer, move)
+        self.wait(lambda: self.vector().get('sent-to') == 2, 'answer')
+        self.route_to_nobody()
+        self.do(self.take_restore(peer, ORIGINAL))
+        self.assertEqual(self.mask(*irqs[0]), ORIGINAL)
+
     def test_taken_up_again(self):
         """Given an object anew before what the last one asked for is done."""
         irqs, _, peer = self.start_played(3)
