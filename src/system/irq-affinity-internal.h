@@ -94,6 +94,8 @@ struct IRQAffinity {
     bool complete;
     bool told;                  /* that nothing can be moved */
     bool told_return;           /* that something was not given back */
+    bool told_unreadable;       /* that something cannot be read */
+    bool told_foreign;          /* that something is left alone */
     IRQHost *host;
     IRQClient *client;          /* NULL: without helper */
     IRQPolicy *engine;
