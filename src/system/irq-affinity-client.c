@@ -41,6 +41,7 @@ struct IRQClient {
     bool told;              /* why it does not serve us */
     int fd;
     uint32_t last_id;
+    int error;              /* of the last attempt to connect, or 0 */
     unsigned retry_ms;
     unsigned busy;          /* attempts since the last pause */
     unsigned restores;      /* not answered */
@@ -182,6 +183,11 @@ static void send_unsent(IRQClient *c)
 bool irq_client_connected(const IRQClient *c)
 {
     return c->greeted;
+}
+
+int irq_client_error(const IRQClient *c)
+{
+    return c->error;
 }
 
 int irq_client_move(IRQClient *c, void *tag, int irq, const char *device,
@@ -447,6 +453,7 @@ static void stop_if_done(IRQClient *c)
 static void try_again(IRQClient *c, int err)
 {
     close_socket(c);
+    c->error = err;
     if (err == EAGAIN && c->busy < BUSY_TRIES) {
         c->busy++;
         trace_irq_affinity_helper_busy(c->path, c->busy);
@@ -472,7 +479,7 @@ static void try_connect(IRQClient *c)
         try_again(c, errno);
         return;
     }
-    c->busy = 0;
+    c->busy = c->error = 0;
     qemu_set_fd_handler(c->fd, readable, NULL, c);
     if (submit(c, &rq, -1, NULL) != -EINPROGRESS) {
         disconnect(c);

@@ -94,6 +94,13 @@ void irq_client_stop(IRQClient *c);
 bool irq_client_connected(const IRQClient *c);
 
 /**
+ * irq_client_error: why the last attempt to connect failed
+ *
+ * Returns: a positive errno; 0: it did not.
+ */
+int irq_client_error(const IRQClient *c);
+
+/**
  * irq_client_move: send an interrupt to a processor
  * @c: the client
  * @tag: for @moved

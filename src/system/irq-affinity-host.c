@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <dirent.h>
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qapi/error.h"
@@ -156,53 +157,69 @@ bool irq_host_near(const IRQHost *host, int a, int b)
  * Interrupts
  */
 
-GArray *irq_host_numbers(const IRQHost *host, const char *device)
-{
-    g_autofree char *path = host_path(host, "/sys/bus/pci/devices/%s/msi_irqs",
-                                      device);
-    g_autoptr(GError) err = NULL;
-    GArray *numbers;
-    GDir *dir = g_dir_open(path, 0, &err);
-    const char *name;
-
-    if (!dir && !g_error_matches(err, G_FILE_ERROR, G_FILE_ERROR_NOENT)) {
-        return NULL;
-    }
-    numbers = g_array_new(false, false, sizeof(int));
-
-    while (dir && (name = g_dir_read_name(dir))) {
-        int number;
-
-        if (!qemu_strtoi(name, NULL, 10, &number) && number >= 0) {
-            g_array_append_val(numbers, number);
-        }
-    }
-    if (dir) {
-        g_dir_close(dir);
-    }
-    return numbers;
-}
-
 /* That there are no descriptors, or no memory, says nothing of interrupts. */
 static bool is_shortage(int err)
 {
     return err == EMFILE || err == ENFILE || err == ENOMEM;
 }
 
+/* What these files say when the interrupt was freed, or the device is gone */
+static bool is_gone(int err)
+{
+    return err == ENOENT || err == EIO || err == ENODEV;
+}
+
+/* Returns: @err. */
+static int cannot_read(const char *path, int err, Error **errp)
+{
+    if (!is_gone(err)) {
+        error_setg_errno(errp, err, "'%s' cannot be read", path);
+    }
+    return err;
+}
+
+GArray *irq_host_numbers(const IRQHost *host, const char *device,
+                         bool *unknown, Error **errp)
+{
+    g_autofree char *path = host_path(host, "/sys/bus/pci/devices/%s/msi_irqs",
+                                      device);
+    DIR *dir = opendir(path);
+    int err = dir ? 0 : cannot_read(path, errno, errp);
+    GArray *numbers;
+    struct dirent *entry;
+
+    *unknown = is_shortage(err);
+    if (err && !is_gone(err)) {
+        return NULL;
+    }
+    numbers = g_array_new(false, false, sizeof(int));
+    while (dir && (entry = readdir(dir))) {
+        int number;
+
+        if (!qemu_strtoi(entry->d_name, NULL, 10, &number) && number >= 0) {
+            g_array_append_val(numbers, number);
+        }
+    }
+    if (dir) {
+        closedir(dir);
+    }
+    return numbers;
+}
+
 /* Returns: 0 or a positive errno. */
 static int check_device(const IRQHost *host, const char *device, int irq,
-                        unsigned *vector)
+                        unsigned *vector, Error **errp)
 {
     g_autofree char *path = host_path(host, "/sys/kernel/irq/%d/actions", irq);
     g_autofree char *actions = irq_text_read(path);
 
     if (!actions) {
-        return errno;
+        return cannot_read(path, errno, errp);
     }
     return irq_text_action(actions, device, vector) ? 0 : ENOENT;
 }
 
-static int open_affinity(IRQHostIRQ *irq)
+static int open_affinity(IRQHostIRQ *irq, Error **errp)
 {
     g_autofree char *path = host_path(irq->host,
                                       "/proc/irq/%d/smp_affinity_list",
@@ -213,33 +230,35 @@ static int open_affinity(IRQHostIRQ *irq)
         irq->write_err = errno;
         irq->affinity_fd = qemu_open_old(path, O_RDONLY);
     }
-    return irq->affinity_fd < 0 ? errno : 0;
+    if (irq->affinity_fd < 0) {
+        return cannot_read(path, errno, errp);
+    }
+    irq->original = irq_text_read_fd(irq->affinity_fd);
+    return irq->original ? 0 : cannot_read(path, errno, errp);
 }
 
-static int open_files(IRQHostIRQ *irq, const char *device, unsigned *vector)
+/* Returns: 0 or a positive errno. */
+static int open_files(IRQHostIRQ *irq, const char *device, unsigned *vector,
+                      Error **errp)
 {
     g_autofree char *counts = host_path(irq->host, "/sys/kernel/irq/%d"
                                         "/per_cpu_count", irq->number);
-    int err = open_affinity(irq);
+    int err = open_affinity(irq, errp);
 
     if (err) {
         return err;
     }
     irq->count_fd = qemu_open_old(counts, O_RDONLY);
     if (irq->count_fd < 0) {
-        return errno;
-    }
-    irq->original = irq_text_read_fd(irq->affinity_fd);
-    if (!irq->original) {
-        return errno;
+        return cannot_read(counts, errno, errp);
     }
     /* the files are open: only now is it known whose they are */
-    err = check_device(irq->host, device, irq->number, vector);
+    err = check_device(irq->host, device, irq->number, vector, errp);
     return err || irq_host_alive(irq) ? err : ENOENT;
 }
 
 IRQHostIRQ *irq_host_open(const IRQHost *host, const char *device, int number,
-                          unsigned *vector, bool *unknown)
+                          unsigned *vector, bool *unknown, Error **errp)
 {
     IRQHostIRQ *irq = g_new0(IRQHostIRQ, 1);
     int err;
@@ -248,7 +267,7 @@ IRQHostIRQ *irq_host_open(const IRQHost *host, const char *device, int number,
     irq->number = number;
     irq->affinity_fd = irq->count_fd = -1;
     irq->maybe = g_ptr_array_new_with_free_func(g_free);
-    err = open_files(irq, device, vector);
+    err = open_files(irq, device, vector, errp);
     *unknown = is_shortage(err);
     if (err) {
         irq_host_close(irq);

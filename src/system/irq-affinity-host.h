@@ -56,10 +56,14 @@ bool irq_host_near(const IRQHost *host, int a, int b);
  * irq_host_numbers: interrupts that a device may have
  * @host: the host
  * @device: its address there
+ * @unknown: set to whether they cannot be told, for want of descriptors or
+ *           memory
+ * @errp: set if they cannot be told, for that reason or another one
  *
- * Returns: (transfer full): array of int; NULL if they cannot be told.
+ * Returns: (transfer full): array of int; NULL: see @errp.
  */
-GArray *irq_host_numbers(const IRQHost *host, const char *device);
+GArray *irq_host_numbers(const IRQHost *host, const char *device,
+                         bool *unknown, Error **errp);
 
 /**
  * irq_host_open: take hold of an interrupt
@@ -69,12 +73,13 @@ GArray *irq_host_numbers(const IRQHost *host, const char *device);
  * @vector: set to the number of the vector
  * @unknown: set to whether it cannot be told, for want of descriptors or
  *           memory
+ * @errp: set if it cannot be told, for that reason or another one
  *
  * Returns: to be closed with irq_host_close(); NULL if it is not one of the
- * device, or any more, or @unknown.
+ * device, or any more, or see @errp.
  */
 IRQHostIRQ *irq_host_open(const IRQHost *host, const char *device, int irq,
-                          unsigned *vector, bool *unknown);
+                          unsigned *vector, bool *unknown, Error **errp);
 
 /**
  * irq_host_close: let it go, as it is; or NULL

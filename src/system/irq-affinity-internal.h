@@ -30,6 +30,7 @@
  * @host: the host's interrupt, NULL: none
  * @owner: index of the vCPU, or one of IRQ_DEST_*, IRQ_OWNER_NO_ROUTE
  * @unowned: it was given back because nothing is there to follow
+ * @returning: that it is given back was asked for last, and is not done
  * @seen: used during a rescan
  *
  * It is known to the policy while @host is not NULL.
@@ -41,6 +42,7 @@ typedef struct IRQFollowed {
     IRQHostIRQ *host;
     int owner;
     bool unowned;
+    bool returning;
     bool seen;
 } IRQFollowed;
 
@@ -92,6 +94,8 @@ struct IRQAffinity {
     bool complete;
     bool told;                  /* that nothing can be moved */
     bool told_return;           /* that something was not given back */
+    bool told_unreadable;       /* that something cannot be read */
+    bool told_foreign;          /* that something is left alone */
     IRQHost *host;
     IRQClient *client;          /* NULL: without helper */
     IRQPolicy *engine;

@@ -41,6 +41,13 @@ static IrqAffinityRefusalCountList *refusal_list(const uint64_t *counts)
     return list;
 }
 
+/* That somebody else has it may not have been noticed: nobody looks for it. */
+static bool is_left_alone(const IRQFollowed *f)
+{
+    return f->v.stood_down ||
+           (!f->v.pending && irq_host_mask(f->host) == IRQ_MASK_FOREIGN);
+}
+
 static IrqAffinityState vector_state(const IRQFollowed *f, int vcpu_cpu)
 {
     const IRQAffinity *a = f->client->affinity;
@@ -58,7 +65,7 @@ static IrqAffinityState vector_state(const IRQFollowed *f, int vcpu_cpu)
     if (vcpu_cpu < 0) {
         return IRQ_AFFINITY_STATE_NO_VCPU;
     }
-    if (f->v.stood_down) {
+    if (is_left_alone(f)) {
         return IRQ_AFFINITY_STATE_STOOD_DOWN;
     }
     if (place >= 0 && irq_host_near(a->host, place, vcpu_cpu)) {

@@ -34,6 +34,7 @@ typedef struct IRQGroup {
     uint64_t notices;
     int64_t noticed_ns;     /* when it was told that the vCPU moved */
     int64_t moved_ns;       /* last attempt to move */
+    int64_t looked_ns;      /* last look that found nothing to follow */
     int64_t window_ns;      /* start of the window of forwards */
     int64_t due_ns;
     int64_t step_ns;        /* between looks */
@@ -55,6 +56,9 @@ struct IRQPolicy {
 
 /* Between two looks whether the first in line has been served */
 #define IN_LINE_STEP_NS (1000 * 1000LL)
+
+/* Between looks for each move of a vCPU, as long as nothing is to follow it */
+#define LOOK_MIN_NS (10 * 1000 * 1000LL)
 
 /* Far enough back for any difference, and no overflow in it */
 #define LONG_AGO (INT64_MIN / 2)
@@ -104,6 +108,7 @@ static IRQGroup *group_get(IRQPolicy *p, unsigned vcpu)
             .cpu = -1,
             .noticed_ns = LONG_AGO,
             .moved_ns = LONG_AGO,
+            .looked_ns = LONG_AGO,
             .window_ns = LONG_AGO,
             .due_ns = IRQ_POLICY_NEVER,
             .step_ns = p->config.forward_window_ns,
@@ -155,6 +160,7 @@ void irq_policy_set_owner(IRQPolicy *p, IRQVector *v, int vcpu, int64_t now_ns)
 void irq_policy_vcpu_at(IRQPolicy *p, unsigned vcpu, int cpu, int64_t now_ns)
 {
     IRQGroup *g = group_get(p, vcpu);
+    int64_t interval_ns = g->moved_ns + p->config.min_interval_ns;
 
     if (cpu >= (int)p->cpus) {
         cpu = -1;
@@ -173,11 +179,14 @@ void irq_policy_vcpu_at(IRQPolicy *p, unsigned vcpu, int cpu, int64_t now_ns)
         g->step_ns = p->config.forward_window_ns;
     }
     /* not before the interval is over: then it may be back already */
-    g->due_ns = MAX(now_ns, g->moved_ns + p->config.min_interval_ns);
-    if (g->due_ns > now_ns && !g->told) {
+    if (interval_ns > now_ns && !g->told) {
         g->told = true;
         p->stats.held++;
     }
+    /* the scheduler can move it all the time, and a look takes time */
+    g->due_ns = MAX(MAX(now_ns, interval_ns),
+                    g->looked_ns + MIN(p->config.min_interval_ns,
+                                       LOOK_MIN_NS));
 }
 
 /*
@@ -400,6 +409,7 @@ typedef struct Verdict {
     bool waiting;       /* some vector is not, or may not be, in place */
     bool blind;         /* it is not known where, of all of these */
     bool busy;          /* one of these counts */
+    bool follows;       /* one that is in place counts: the next move is its */
     int64_t rest_ns;    /* when a quiet one will be taken along */
     int64_t retry_ns;   /* the first that was refused may be tried again */
 } Verdict;
@@ -415,8 +425,11 @@ static void judge(IRQPolicy *p, IRQVector *v, const IRQGroup *g,
     int place = v->target >= 0 ? v->target : v->at;
 
     v->wanted = false;
-    if (v->stood_down || v->pending ||
-        (place >= 0 && p->world->near(p->opaque, place, g->cpu))) {
+    if (v->stood_down || v->pending) {
+        return;
+    }
+    if (place >= 0 && p->world->near(p->opaque, place, g->cpu)) {
+        verdict->follows |= !irq_policy_quiet(p, v, now_ns);
         return;
     }
     if (place >= 0 && now_ns < v->retry_ns) {
@@ -566,6 +579,7 @@ static void group_decide(IRQPolicy *p, unsigned vcpu, int64_t now_ns)
     verdict = group_judge(p, vcpu, now_ns);
     if (!verdict.now) {
         leave_line(p, vcpu);
+        g->looked_ns = verdict.follows ? LONG_AGO : now_ns;
     }
     if (verdict.now) {
         int64_t later_ns = group_move(p, vcpu, verdict.wanted, now_ns);

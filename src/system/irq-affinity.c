@@ -93,6 +93,18 @@ static bool world_near(void *opaque, int a, int b)
     return irq_host_near(((IRQAffinity *)opaque)->host, a, b);
 }
 
+/* With irqbalance that would be all of them, before long. */
+static void tell_foreign(IRQAffinity *a, const IRQFollowed *f)
+{
+    if (!a->told_foreign) {
+        a->told_foreign = true;
+        warn_report("irq-affinity '%s': IRQ %d of '%s' stays where it is: "
+                    "somebody else, perhaps irqbalance, has changed its "
+                    "affinity; it is said once", object_id(a),
+                    irq_host_number(f->host), f->client->path);
+    }
+}
+
 static IRQMask world_mask(void *opaque, IRQVector *v)
 {
     IRQAffinity *a = opaque;
@@ -102,6 +114,7 @@ static IRQMask world_mask(void *opaque, IRQVector *v)
     if (mask == IRQ_MASK_FOREIGN) {
         trace_irq_affinity_foreign(object_id(a), f->client->path,
                                    irq_host_number(f->host));
+        tell_foreign(a, f);
     }
     return mask;
 }
@@ -126,9 +139,12 @@ static void tell_denied(IRQAffinity *a, int err)
                     "helper at '%s' does not allow to move it: %s",
                     object_id(a), a->helper, strerror(err));
     } else {
+        int why = irq_client_error(a->client);
+
         warn_report("irq-affinity '%s': interrupts stay where they are: there "
-                    "is no connection to the helper at '%s'; it is tried "
-                    "again", object_id(a), a->helper);
+                    "is no connection to the helper at '%s'%s%s; it is tried "
+                    "again", object_id(a), a->helper, why ? ": " : "",
+                    why ? strerror(why) : "");
     }
 }
 
@@ -235,7 +251,8 @@ static void give_back(IRQFollowed *f)
     };
     int ret;
 
-    if (!is_ours(f)) {
+    /* what was asked for will do: the guest can have this asked all the time */
+    if (f->returning || !is_ours(f)) {
         return;
     }
     irq_policy_returning(a->engine, &f->v);
@@ -247,7 +264,8 @@ static void give_back(IRQFollowed *f)
     } else {
         ret = irq_host_restore(f->host);
     }
-    if (ret != -EINPROGRESS) {
+    f->returning = ret == -EINPROGRESS;
+    if (!f->returning) {
         told_return(a, &what, -ret);
         irq_policy_returned(a->engine, &f->v, now_ns());
     }
@@ -336,6 +354,18 @@ static void timer_cb(void *opaque)
         }
     }
     run(a);
+}
+
+/* Confined, as by libvirt, QEMU may see nothing: not in silence. */
+static void tell_unreadable(IRQAffinity *a, Error *err)
+{
+    if (a->told_unreadable) {
+        error_free(err);
+        return;
+    }
+    a->told_unreadable = true;
+    warn_reportf_err(err, "irq-affinity '%s': interrupts stay where they are: ",
+                     object_id(a));
 }
 
 /*
@@ -455,7 +485,14 @@ static void vcpu_follow(IRQAffinity *a, CPUState *cpu)
     }
     vcpu->watch = irq_watch_new(a->host_root, cpu->thread_id, !a->client,
                                 vcpu_seen, vcpu);
-    a->unknown |= irq_affinity_source(vcpu) == IRQ_AFFINITY_SOURCE_NONE;
+    if (irq_affinity_source(vcpu) == IRQ_AFFINITY_SOURCE_NONE) {
+        Error *err = NULL;
+
+        a->unknown = true;
+        error_setg(&err, "'stat' of thread %d, vCPU %u, cannot be opened",
+                   cpu->thread_id, index);
+        tell_unreadable(a, err);
+    }
     if (irq_watch_source(vcpu->watch) == IRQ_AFFINITY_SOURCE_SAMPLE) {
         vcpu->sample_due_ns = now_ns();
         ask_watch(vcpu);
@@ -623,6 +660,7 @@ static void interrupt_lost(IRQAffinity *a, IRQFollowed *f)
         irq_policy_remove(a->engine, &f->v);
         irq_host_close(f->host);
         f->host = NULL;
+        f->returning = false;
     }
 }
 
@@ -649,10 +687,12 @@ static IRQFollowed *vector_get(IRQAffinityClient *c, unsigned vector)
     return g_ptr_array_index(c->vectors, vector);
 }
 
-/* Nothing can be told of interrupt @number, or of all: -1. */
-static void scan_unknown(IRQAffinityClient *c, int number)
+/* Nothing can be told of interrupt @number, or of all: -1; @err is why. */
+static void scan_unknown(IRQAffinityClient *c, int number, bool shortage,
+                         Error *err)
 {
-    c->affinity->unknown = true;
+    c->affinity->unknown |= shortage;
+    tell_unreadable(c->affinity, err);
     for (unsigned i = 0; i < c->vectors->len; i++) {
         IRQFollowed *f = vector_get(c, i);
 
@@ -666,13 +706,14 @@ static void scan_interrupt(IRQAffinityClient *c, int number)
 {
     IRQAffinity *a = c->affinity;
     unsigned vector = 0;
-    bool unknown;
+    bool shortage;
+    Error *err = NULL;
     IRQHostIRQ *host = irq_host_open(a->host, c->host, number, &vector,
-                                     &unknown);
+                                     &shortage, &err);
     IRQFollowed *f;
 
-    if (unknown) {
-        scan_unknown(c, number);
+    if (err) {
+        scan_unknown(c, number, shortage, err);
         return;
     }
     if (!host || vector >= c->source->vectors(c->opaque)) {
@@ -705,7 +746,10 @@ static void check_unowned(IRQFollowed *f)
 
 static void scan_client(IRQAffinityClient *c, const GArray *list)
 {
-    g_autoptr(GArray) numbers = irq_host_numbers(c->affinity->host, c->host);
+    bool shortage;
+    Error *err = NULL;
+    g_autoptr(GArray) numbers = irq_host_numbers(c->affinity->host, c->host,
+                                                 &shortage, &err);
 
     if (c->source->begin) {
         c->source->begin(c->opaque);
@@ -714,7 +758,7 @@ static void scan_client(IRQAffinityClient *c, const GArray *list)
         vector_get(c, i)->seen = false;
     }
     if (!numbers) {
-        scan_unknown(c, -1);
+        scan_unknown(c, -1, shortage, err);
     }
     for (unsigned i = 0; numbers && i < numbers->len; i++) {
         scan_interrupt(c, g_array_index(numbers, int, i));
@@ -828,7 +872,14 @@ static void adopt_vector(IRQFollowed *f, const IRQRestore *what, int err)
 
     if (!f->v.pending && !irq_host_was_moved(f->host)) {
         irq_host_returned(f->host);
-    } else if (!err && irq_host_adopt(f->host, what->list) && !f->v.pending) {
+        return;
+    }
+    if (err) {
+        return;
+    }
+    /* it may be about to get back another one */
+    f->returning = false;
+    if (irq_host_adopt(f->host, what->list) && !f->v.pending) {
         irq_policy_astray(a->engine, &f->v, now_ns());
         run(a);
     }
@@ -867,6 +918,7 @@ static void helper_restored(void *opaque, void *tag, const IRQRestore *what,
         adopt(what, err);
         return;
     }
+    f->returning = false;
     if (!err) {
         irq_host_returned(f->host);
     } else if (err == ENOTCONN) {

@@ -7,6 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -565,6 +566,29 @@ class GiveBack(unittest.TestCase):
         self.do(self.take_restore(peer, ORIGINAL))
         self.assertEqual(self.mask(*irqs[0]), ORIGINAL)
 
+    def test_return_once(self):
+        """The guest changes its mind all the time: asked for once."""
+        irqs, _, peer = self.start_played(3)
+        self.route_to_nobody()
+        restore = self.take_restore(peer, ORIGINAL)
+        for _ in range(3):
+            self.route(irqs, 0)
+            self.wait(lambda: 'vcpu' in self.vector(), 'owner')
+            self.route_to_nobody()
+            self.wait(lambda: 'vcpu' not in self.vector(), 'look')
+        self.assertFalse(self.is_asked(peer), 'once more')
+        self.do(restore)
+        self.answer(peer, restore)
+        # and again when it was moved again
+        self.route(irqs, 0)
+        move = self.take_after(irqs, 2, peer)
+        self.do(move)
+        self.answer(peer, move)
+        self.wait(lambda: self.vector().get('sent-to') == 2, 'answer')
+        self.route_to_nobody()
+        self.do(self.take_restore(peer, ORIGINAL))
+        self.assertEqual(self.mask(*irqs[0]), ORIGINAL)
+
     def test_taken_up_again(self):
         """Given an object anew before what the last one asked for is done."""
         irqs, _, peer = self.start_played(3)
@@ -720,6 +744,101 @@ class GiveBack(unittest.TestCase):
     def test_one_descriptor(self):
         """They can be listed, but not opened."""
         self.shortage(1)
+
+    # --------------------------------------- what else keeps it from working
+
+    def warnings(self):
+        """End QEMU, return what it warned of."""
+        return [line for line in self.log().splitlines()
+                if 'warning: irq-affinity' in line]
+
+    def test_unreadable(self):
+        """Confined, it sees no interrupts: one line says what is missing."""
+        irqs = self.start(1, 2, helper=False)
+        folder = self.root / f'sys/bus/pci/devices/{address(0)}/msi_irqs'
+        folder.rename(folder.with_suffix('.aside'))
+        folder.symlink_to(folder)           # not even root can open it
+        log = Path(self.vm._qemu_log_path)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.set(0, 'irq-affinity', 'a')
+        self.wait(lambda: str(folder) in log.read_text(), 'line')
+        self.assertEqual(self.info()['vectors'], [])
+        # when it can, it goes on
+        folder.unlink()
+        folder.with_suffix('.aside').rename(folder)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+        line, = self.warnings()
+        self.assertRegex(line, "irq-affinity 'a': interrupts stay where they "
+                         f"are: '{folder}' cannot be read: .")
+
+    def test_one_unreadable(self):
+        """As before, of two of four; one that is followed is kept."""
+        irqs = self.start(1, 4, helper=False)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        files = [self.root / f'sys/kernel/irq/{irq}/actions'
+                 for irq in irqs[0][:2]]
+        for file in files:
+            file.rename(file.with_suffix('.aside'))
+            file.symlink_to(file)
+        self.set(0, 'route', '3=')
+        self.wait(lambda: self.info()['vectors'][3]['state'] == 'no-route',
+                  'look')
+        self.assertEqual([v.get('sent-to') for v in self.info()['vectors']],
+                         [3] * 4)
+        self.take_off(irqs)
+        self.wait_masks(irqs, ORIGINAL)
+        line, = self.warnings()
+        self.assertIn(f"'{files[0]}' cannot be read: ", line)
+
+    def test_thread_unreadable(self):
+        """The files of a vCPU's thread cannot be opened: one line as well."""
+        irqs = self.start(1, 1, helper=False)
+        thread = self.vm.cmd('query-cpus-fast')[0]['thread-id']
+        self.route(irqs, 0)
+        self.set(0, 'irq-affinity', 'a')
+        log = Path(self.vm._qemu_log_path)
+        self.wait(lambda: 'cannot be opened' in log.read_text(), 'line')
+        self.run_on(3)
+        self.follow(irqs, 3)
+        line, = self.warnings()
+        self.assertIn("irq-affinity 'a': interrupts stay where they are: "
+                      f"'stat' of thread {thread}, vCPU 0, ", line)
+
+    def test_no_socket(self):
+        """There is no connection to a helper: one line says why."""
+        irqs = self.start(1, 2)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.set(0, 'irq-affinity', 'a')
+        self.interrupt_until(irqs, 3, lambda: self.info()['refusals'])
+        line, = self.warnings()
+        self.assertIn("there is no connection to the helper at "
+                      f"'{self.socket}': {os.strerror(errno.ENOENT)}; it is "
+                      'tried again', line)
+
+    def test_somebody_else(self):
+        """With irqbalance all would be left alone: one line says so."""
+        irqs = self.start(1, 2, helper=False)
+        self.run_on(3)
+        self.route(irqs, 0)
+        self.follow(irqs, 3)
+        for irq in irqs[0]:
+            self.put(f'proc/irq/{irq}/smp_affinity_list', '1\n')
+        # seen when asked for, noticed when they are to be moved
+        self.assertEqual([v['state'] for v in self.info()['vectors']],
+                         ['stood-down'] * 2)
+        self.interrupt_until(irqs, 2, lambda: self.info()['foreign'] == 2)
+        self.wait_masks(irqs, '1')
+        line, = self.warnings()
+        self.assertRegex(line, "irq-affinity 'a': IRQ 10[01] of '/machine/"
+                         "peripheral/dev0' stays where it is: somebody else, "
+                         'perhaps irqbalance,')
 
     def test_other_namespace(self):
         """A helper to which QEMU's threads have other numbers: told once."""

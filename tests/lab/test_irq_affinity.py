@@ -393,10 +393,12 @@ class Privilege(IrqAffinityTest):
         """The guest gives up its interrupts again and again: one event."""
         self.start_helper()
         script = '''
-            park ready; n=0; c=$(card igbvf)
-            while [ $n -lt 4 ]; do
-                ip link set $c down; sleep 1; ip link set $c up; sleep 1
-                n=$((n + 1))
+            park ready; i=0; driver=/sys/bus/pci/drivers/igbvf
+            nic=$(basename $(readlink /sys/class/net/$(card igbvf)/device))
+            while [ $i -lt 4 ]; do
+                echo $nic >$driver/unbind; sleep 1; echo $nic >$driver/bind
+                up igbvf 2 || exit 3
+                sleep 1; i=$((i + 1))
             done
             park done
         '''

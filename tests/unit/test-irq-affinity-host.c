@@ -55,7 +55,8 @@ static void set_up(Fixture *f, gconstpointer data)
     put(f, "/sys/kernel/irq/41/actions", "vfio-msix[5](" DEVICE ")\n");
     put(f, "/sys/bus/pci/devices/" DEVICE "/msi_irqs/41", "msix\n");
     f->host = irq_host_new(f->root, IRQ_AFFINITY_LOCALITY_CPU, &error_abort);
-    f->irq = irq_host_open(f->host, DEVICE, IRQ, &vector, &unknown);
+    f->irq = irq_host_open(f->host, DEVICE, IRQ, &vector, &unknown,
+                           &error_abort);
     g_assert_nonnull(f->irq);
     g_assert_cmpuint(vector, ==, 5);
     g_assert_false(unknown);
@@ -220,7 +221,8 @@ static void test_shortage(Fixture *f, gconstpointer data)
 {
     struct rlimit limit, none;
     unsigned vector;
-    bool unknown;
+    bool unknown, untold;
+    Error *err;
     GArray *numbers, *counted;
     IRQHostIRQ *irq;
     int lowest = dup(0);
@@ -233,12 +235,16 @@ static void test_shortage(Fixture *f, gconstpointer data)
         none.rlim_cur = lowest + left;
         g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &none), ==, 0);
         unknown = false;
-        irq = irq_host_open(f->host, DEVICE, IRQ, &vector, &unknown);
-        numbers = irq_host_numbers(f->host, DEVICE);
+        err = NULL;
+        irq = irq_host_open(f->host, DEVICE, IRQ, &vector, &unknown, &err);
+        numbers = irq_host_numbers(f->host, DEVICE, &untold, NULL);
         g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
         g_assert_cmpint(!irq, ==, left < 3);    /* two, and one meanwhile */
         g_assert_cmpint(unknown, ==, left < 3);
+        g_assert_cmpint(!err, ==, !unknown);
         g_assert_cmpint(!numbers, ==, !left);
+        g_assert_cmpint(untold, ==, !left);
+        error_free(err);
         irq_host_close(irq);
         g_clear_pointer(&numbers, g_array_unref);
     }
@@ -251,15 +257,54 @@ static void test_shortage(Fixture *f, gconstpointer data)
     g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
 
     /* none at all, and one that is another's: these are known */
-    counted = irq_host_numbers(f->host, "0000:09:00.0");
+    counted = irq_host_numbers(f->host, "0000:09:00.0", &unknown,
+                               &error_abort);
     g_assert_nonnull(counted);
     g_assert_cmpuint(counted->len, ==, 0);
     g_array_unref(counted);
     put(f, "/sys/kernel/irq/41/actions", "eth0\n");
-    g_assert_null(irq_host_open(f->host, DEVICE, IRQ, &vector, &unknown));
+    g_assert_null(irq_host_open(f->host, DEVICE, IRQ, &vector, &unknown,
+                                &error_abort));
     g_assert_false(unknown);
-    g_assert_null(irq_host_open(f->host, DEVICE, IRQ + 1, &vector, &unknown));
+    g_assert_null(irq_host_open(f->host, DEVICE, IRQ + 1, &vector, &unknown,
+                                &error_abort));
     g_assert_false(unknown);
+}
+
+/*
+ * Confined
+ */
+
+/* What is there and cannot be read is no interrupt that was freed. */
+static void test_unreadable(Fixture *f, gconstpointer data)
+{
+    static const char *const files[] = {
+        COUNT, MASK, "/sys/kernel/irq/41/actions",
+        "/sys/bus/pci/devices/" DEVICE "/msi_irqs",
+    };
+    unsigned vector;
+    bool unknown;
+
+    for (int i = 0; i < ARRAY_SIZE(files); i++) {
+        g_autofree char *path = g_strconcat(f->root, files[i], NULL);
+        g_autofree char *aside = g_strconcat(path, ".aside", NULL);
+        Error *err = NULL;
+
+        g_assert_cmpint(rename(path, aside), ==, 0);
+        /* a link to itself: not even root can open it */
+        g_assert_cmpint(symlink(path, path), ==, 0);
+        if (i < 3) {
+            g_assert_null(irq_host_open(f->host, DEVICE, IRQ, &vector,
+                                        &unknown, &err));
+        } else {
+            g_assert_null(irq_host_numbers(f->host, DEVICE, &unknown, &err));
+        }
+        g_assert_false(unknown);
+        g_assert_nonnull(strstr(error_get_pretty(err), path));
+        error_free(err);
+        g_assert_cmpint(unlink(path), ==, 0);
+        g_assert_cmpint(rename(aside, path), ==, 0);
+    }
 }
 
 static void add(const char *path, void (*test)(Fixture *, gconstpointer))
@@ -277,5 +322,6 @@ int main(int argc, char **argv)
     add("/irq-affinity-host/adopt", test_adopt);
     add("/irq-affinity-host/counts", test_counts);
     add("/irq-affinity-host/shortage", test_shortage);
+    add("/irq-affinity-host/unreadable", test_unreadable);
     return g_test_run();
 }

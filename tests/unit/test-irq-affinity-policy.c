@@ -362,6 +362,53 @@ static void test_never_counted_moves(void)
     sim_end(&s);
 }
 
+/* A vCPU that moves all the time: not a look for each of its moves. */
+static void test_looks_of_moves(void)
+{
+    for (int n = 0; n < 3; n++) {
+        IRQPolicyConfig config = optimistic;
+        bool posted = n >= 1;
+        Sim s;
+        unsigned looks = 0, held = 0;
+
+        /* between moves, not between looks */
+        config.min_interval_ns = n == 2 ? 60 * SECOND : 10 * MS;
+        sim_start(&s, &config);
+        if (n < 2) {            /* these have counted before */
+            sim_run(&s, 200 * MS);
+        }
+        for (int i = 0; i < VECTORS; i++) {
+            s.vectors[i].posted = posted;
+            s.vectors[i].period_ns = posted ? MS : 0;
+        }
+        sim_run(&s, 2 * SECOND);
+        for (int i = 0; i < 1195; i++) {        /* 1 kHz */
+            if (i == 200) {     /* what counted before is quiet by now */
+                looks = s.looks;
+                held = irq_policy_stats(s.p)->held;
+            }
+            sim_tell(&s, 0, i & 1);
+            sim_run(&s, MS);
+        }
+        /* one in 10 ms */
+        g_assert_cmpuint(s.looks - looks, <=, 101 * VECTORS);
+        g_assert_cmpuint(s.looks - looks, >=, 90 * VECTORS);
+        g_assert_cmpuint(irq_policy_stats(s.p)->held, ==, held);
+        /* what counts again follows as soon */
+        sim_tell(&s, 0, 2);
+        for (int i = 0; i < VECTORS; i++) {
+            s.vectors[i].posted = false;
+            s.vectors[i].period_ns = MS;
+            s.vectors[i].next_ns = s.now;
+        }
+        sim_run(&s, 11 * MS);
+        for (int i = 0; i < VECTORS; i++) {
+            g_assert_cmpint(s.vectors[i].cpu, ==, 2);
+        }
+        sim_end(&s);
+    }
+}
+
 /* What has never counted stays, and is looked at ever less; then it counts. */
 static void test_never_counted(void)
 {
@@ -914,6 +961,7 @@ int main(int argc, char **argv)
     ADD("quiet-looks", test_quiet_looks);
     ADD("never-counted-moves", test_never_counted_moves);
     ADD("never-counted", test_never_counted);
+    ADD("looks-of-moves", test_looks_of_moves);
     ADD("quiet-pessimistic", test_quiet_pessimistic);
     ADD("returned", test_returned);
     ADD("pessimistic", test_pessimistic);
