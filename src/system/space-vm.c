@@ -115,8 +115,9 @@ static void resume(void)
 }
 
 /*
- * Which requests keep the VM stopped: those of disks that could not write.
- * What a job has failed does not, nor what was cancelled.
+ * What keeps the VM stopped: requests of disks that could not write, and a
+ * flush that failed below any disk, as one does when the VM stops.  What a job
+ * has failed elsewhere does not, nor what was cancelled.
  */
 static void note_stopped(void)
 {
@@ -125,6 +126,8 @@ static void note_stopped(void)
     while ((blk = blk_all_next(blk))) {
         if (blk_iostatus(blk) == BLOCK_DEVICE_IO_STATUS_NOSPACE) {
             space_guard_foreach_below(blk, space_requests_vm_stopped);
+        } else if (blk_get_attached_dev(blk)) {
+            space_guard_foreach_below(blk, space_requests_vm_has);
         }
     }
 }

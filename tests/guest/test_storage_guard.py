@@ -369,6 +369,37 @@ class OnTmpfs(GuardTest):
                 self.assertEqual(vm.request()['node-name'], 'guard2')
                 self.check(vm)
 
+    def test_failed_flush_of_a_job_stops_nothing(self):
+        """... nor a flush that it could not do."""
+        self.storage.fill()
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+            for name in ('source', 'target'):
+                Path(folder, name).write_bytes(name[:1].encode() * MIB)
+            with self.vm(args=(
+                    '-blockdev', 'driver=file,node-name=source,'
+                    f'filename={folder}/source',
+                    '-blockdev', 'driver=file,node-name=tdata,'
+                    f'filename={folder}/target',
+                    '-blockdev', 'driver=blkdebug,node-name=bad,image=tdata,'
+                    'inject-error.0.event=none,inject-error.0.iotype=flush,'
+                    'inject-error.0.errno=28',
+                    '-blockdev', 'driver=space-guard,node-name=guard2,'
+                    'file=bad')) as vm:
+                vm.cmd('blockdev-mirror', {
+                    'job-id': 'job', 'device': 'source', 'target': 'guard2',
+                    'sync': 'full'})
+                vm.wait(lambda: self.job_state(vm, 'job') is None,
+                        'the job fails')
+                self.assertEqual(vm.request()['cause'], 'flush')
+                vm.start_write(0, 1)
+                vm.wait_state('io-error')
+                self.storage.grow(MIB)
+                vm.cmd('block-space-resolve', result='grown',
+                       id=self.request_of(vm, 'guard')['id'])
+                vm.wait_state('running')
+                vm.wait_written()
+                self.check(vm)
+
     def test_two_disks_stop(self):
         """A VM that two disks have stopped runs when both have grown."""
         vm, other = self.two_disks(policy='stop')
