@@ -117,19 +117,23 @@ static void resume(void)
 /*
  * What keeps the VM stopped: requests of disks that could not write, and a
  * flush that failed below any disk, as one does when the VM stops.  What a job
- * has failed elsewhere does not, nor what was cancelled.
+ * has failed elsewhere does not, nor what was cancelled.  Returns whether a
+ * disk could not write.
  */
-static void note_stopped(void)
+static bool note_stopped(void)
 {
     BlockBackend *blk = NULL;
+    bool found = false;
 
     while ((blk = blk_all_next(blk))) {
         if (blk_iostatus(blk) == BLOCK_DEVICE_IO_STATUS_NOSPACE) {
             space_guard_foreach_below(blk, space_requests_vm_stopped);
+            found = true;
         } else if (blk_get_attached_dev(blk)) {
             space_guard_foreach_below(blk, space_requests_vm_has);
         }
     }
+    return found;
 }
 
 static void look(void)
@@ -196,8 +200,9 @@ static void vm_state_changed(void *opaque, bool running, RunState state)
     if (running) {
         space_requests_vm_runs();
     } else if (vm.error_stopped) {
-        note_stopped();
-        vm.credit &= qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - vm.credit_ms <
+        /* an old answer is none to what else may have stopped it */
+        vm.credit &= note_stopped() &&
+                     qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - vm.credit_ms <
                      CREDIT_MS;
         if (vm.credit) {
             /* the other handlers and the drain come first */
