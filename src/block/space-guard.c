@@ -17,7 +17,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/statvfs.h>
-#include "block/blockjob.h"
+#include "block/blockjob_int.h"
 #include "block/space-guard.h"
 #include "block/space-request.h"
 #include "qapi/error.h"
@@ -86,6 +86,13 @@ BlockDriverState *space_guard_leaf(BlockDriverState *bs)
     return bs;
 }
 
+/* Whether a drain waits for @job; that its user has paused it is no drain */
+static bool job_is_drained(BlockJob *job)
+{
+    JOB_LOCK_GUARD();
+    return job->job.pause_count > job->job.user_paused;
+}
+
 bool space_guard_is_drained(BlockDriverState *bs)
 {
     BdrvChild *c;
@@ -94,7 +101,11 @@ bool space_guard_is_drained(BlockDriverState *bs)
         return true;
     }
     QLIST_FOREACH(c, &bs->parents, next_parent) {
-        if (c->klass->parent_is_bds && space_guard_is_drained(c->opaque)) {
+        BlockJob *job = block_job_of_child(c);
+
+        if (job ? job_is_drained(job)
+                : c->klass->parent_is_bds &&
+                  space_guard_is_drained(c->opaque)) {
             return true;
         }
     }
@@ -219,15 +230,35 @@ void space_guard_foreach_below(BlockBackend *blk, void (*fn)(SpaceGuard *g))
     }
 }
 
+static void GRAPH_RDLOCK foreach_of_job(BlockJob *job,
+                                        void (*fn)(SpaceGuard *g))
+{
+    for (GSList *el = job->nodes; el; el = el->next) {
+        foreach_below(((BdrvChild *)el->data)->bs, fn);
+    }
+}
+
 void space_guard_drained_begin(BlockDriverState *bs)
 {
+    BdrvChild *c;
+
     /*
      * Pairs with the barrier in space_request_co_failed(): either that sees
-     * the quiesce_counter, or this sees the write that is held.
+     * the quiesce_counter, or that a job is paused, or this sees the write
+     * that is held.
      */
     smp_mb();
-    if (qatomic_read(&space_held_count)) {
-        foreach_below(bs, space_requests_give_back);
+    if (!qatomic_read(&space_held_count)) {
+        return;
+    }
+    foreach_below(bs, space_requests_give_back);
+    /* a job that works here is waited for, too, and may write elsewhere */
+    QLIST_FOREACH(c, &bs->parents, next_parent) {
+        BlockJob *job = block_job_of_child(c);
+
+        if (job) {
+            foreach_of_job(job, space_requests_give_back);
+        }
     }
 }
 
@@ -262,10 +293,7 @@ static void GRAPH_RDLOCK will_cancel_jobs(BlockDriverState *bs)
     JOB_LOCK_GUARD();
     while ((job = block_job_next_locked(job))) {
         if (job_is_below(job, bs)) {
-            for (GSList *el = job->nodes; el; el = el->next) {
-                foreach_below(((BdrvChild *)el->data)->bs,
-                              space_requests_will_cancel);
-            }
+            foreach_of_job(job, space_requests_will_cancel);
         }
     }
 }

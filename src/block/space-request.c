@@ -770,11 +770,23 @@ BlockSpaceRequestList *qmp_query_block_space_requests(Error **errp)
  * The VM
  */
 
+static void vm_has_locked(SpaceGuard *g)
+{
+    g->flush_keeps = g->flush_failed;
+}
+
+void space_requests_vm_has(SpaceGuard *g)
+{
+    QEMU_LOCK_GUARD(&lock);
+    vm_has_locked(g);
+}
+
 void space_requests_vm_stopped(SpaceGuard *g)
 {
     SpaceRequest *r;
 
     QEMU_LOCK_GUARD(&lock);
+    vm_has_locked(g);
     r = g->request;
     if (r && (r->stopped || r->cancelled)) {
         r->stopped = true;
@@ -794,7 +806,7 @@ bool space_requests_block_resume(void)
         }
     }
     QTAILQ_FOREACH(g, &guards, next) {
-        if (g->flush_failed) {
+        if (g->flush_keeps) {
             return true;
         }
     }
@@ -822,7 +834,7 @@ void space_requests_user_cont(void)
 
     QEMU_LOCK_GUARD(&lock);
     QTAILQ_FOREACH(g, &guards, next) {
-        g->flush_failed = false;
+        g->flush_failed = g->flush_keeps = false;
     }
     QTAILQ_FOREACH(r, &requests, next) {
         if (!r->closed && r->state == BLOCK_SPACE_STATE_MANUAL) {
@@ -943,6 +955,7 @@ static void restore_locked(SpaceGuard *g, const SpaceSaved *saved,
     r->state = saved->denied ? BLOCK_SPACE_STATE_DENIED
                              : BLOCK_SPACE_STATE_OPEN;
     g->flush_failed = saved->cause == BLOCK_SPACE_CAUSE_FLUSH;
+    vm_has_locked(g);
     raise_locked(r);
 }
 

@@ -30,8 +30,11 @@
 #include "system/runstate.h"
 #include "trace.h"
 
-/* How long after an answer a stop can still be on its way */
-#define CREDIT_MS 1000
+/*
+ * How long after an answer a stop can still be on its way: behind an image's
+ * lock, or in a thread that gets no time
+ */
+#define CREDIT_MS 60000
 #define LOOK_AGAIN_MS 20
 
 #define MAX_SAVED 256
@@ -51,6 +54,7 @@ typedef struct SpaceVmEntry {
 typedef struct SpaceVm {
     bool initialized;
     bool user_stopped;
+    bool error_stopped;           /* by an I/O error; not run since */
     bool credit;
     int64_t credit_ms;
     QEMUTimer *look_timer;
@@ -59,6 +63,7 @@ typedef struct SpaceVm {
     int32_t n_entries;
     SpaceVmEntry *entries;
     bool saved_user_stopped;
+    bool saved_credit;
     QEMUTimer *restore_timer;
 } SpaceVm;
 
@@ -110,24 +115,29 @@ static void resume(void)
 }
 
 /*
- * Which requests keep the VM stopped: those of disks that could not write.
- * What a job has failed does not, nor what was cancelled.
+ * What keeps the VM stopped: requests of disks that could not write, and a
+ * flush that failed below any disk, as one does when the VM stops.  What a job
+ * has failed elsewhere does not, nor what was cancelled.  Returns whether a
+ * disk could not write.
  */
-static void note_stopped(void)
+static bool note_stopped(void)
 {
     BlockBackend *blk = NULL;
+    bool found = false;
 
     while ((blk = blk_all_next(blk))) {
         if (blk_iostatus(blk) == BLOCK_DEVICE_IO_STATUS_NOSPACE) {
             space_guard_foreach_below(blk, space_requests_vm_stopped);
+            found = true;
+        } else if (blk_get_attached_dev(blk)) {
+            space_guard_foreach_below(blk, space_requests_vm_has);
         }
     }
+    return found;
 }
 
 static void look(void)
 {
-    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-
     if (!vm.credit) {
         return;
     }
@@ -147,12 +157,7 @@ static void look(void)
         resume();
         break;
     case RUN_STATE_RUNNING:
-        if (now_ms - vm.credit_ms < CREDIT_MS) {
-            look_again();
-        } else {
-            vm.credit = false;
-        }
-        break;
+        break;                    /* until it stops */
     case RUN_STATE_FINISH_MIGRATE:
     case RUN_STATE_SAVE_VM:
     case RUN_STATE_INMIGRATE:
@@ -191,10 +196,14 @@ static void look_bh(void *opaque)
 
 static void vm_state_changed(void *opaque, bool running, RunState state)
 {
+    vm.error_stopped = state == RUN_STATE_IO_ERROR;
     if (running) {
         space_requests_vm_runs();
-    } else if (state == RUN_STATE_IO_ERROR) {
-        note_stopped();
+    } else if (vm.error_stopped) {
+        /* an old answer is none to what else may have stopped it */
+        vm.credit &= note_stopped() &&
+                     qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - vm.credit_ms <
+                     CREDIT_MS;
         if (vm.credit) {
             /* the other handlers and the drain come first */
             aio_bh_schedule_oneshot(iohandler_get_aio_context(), look_bh, NULL);
@@ -231,9 +240,16 @@ bool space_vm_is_running(void)
  * Migration
  */
 
+/* An answer that came when the VM was about to go: it runs where it goes */
+static bool vm_credit_needed(void *opaque)
+{
+    return vm.credit && vm.error_stopped && !vm.user_stopped &&
+           !space_requests_block_resume() && !other_error();
+}
+
 static bool vm_needed(void *opaque)
 {
-    return space_requests_any();
+    return space_requests_any() || vm_credit_needed(opaque);
 }
 
 static int vm_pre_save(void *opaque)
@@ -275,6 +291,15 @@ static int vm_pre_load(void *opaque)
     g_free(s->entries);
     s->entries = NULL;
     s->n_entries = 0;
+    s->saved_credit = false;
+    return 0;
+}
+
+static int vm_credit_pre_save(void *opaque)
+{
+    SpaceVm *s = opaque;
+
+    s->saved_credit = true;
     return 0;
 }
 
@@ -296,7 +321,8 @@ static int vm_post_load(void *opaque, int version_id)
             return -EINVAL;
         }
     }
-    s->user_stopped = s->saved_user_stopped;
+    /* or somebody has said so here, before it came */
+    s->user_stopped |= s->saved_user_stopped;
     timer_mod(s->restore_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME));
     return 0;
 }
@@ -336,6 +362,10 @@ static void restore_cb(void *opaque)
         }
         space_request_restore(g, &saved);
     }
+    s->error_stopped = runstate_check(RUN_STATE_IO_ERROR);
+    if (s->saved_credit) {
+        space_vm_resolved();
+    }
     vm_pre_load(s);
 }
 
@@ -364,6 +394,18 @@ static const VMStateDescription vmstate_space_entry = {
     },
 };
 
+static const VMStateDescription vmstate_space_credit = {
+    .name = "space-guard/credit",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .needed = vm_credit_needed,
+    .pre_save = vm_credit_pre_save,
+    .fields = (const VMStateField[]) {
+        VMSTATE_BOOL(saved_credit, SpaceVm),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
 static const VMStateDescription vmstate_space_vm = {
     .name = "space-guard",
     .version_id = 1,
@@ -380,6 +422,10 @@ static const VMStateDescription vmstate_space_vm = {
                                     vmstate_space_entry, SpaceVmEntry),
         VMSTATE_END_OF_LIST()
     },
+    .subsections = (const VMStateDescription * const []) {
+        &vmstate_space_credit,
+        NULL
+    }
 };
 
 /*

@@ -767,6 +767,22 @@ class Controller(DaemonTest):
                              'denied')
         self.assertEqual(len(self.daemons.growths('deny')), 1000)
 
+    def test_answers_by_others_are_bounded(self):
+        """... nor does one whose requests have their answer already."""
+        disk = self.daemons.dir / 'disk'
+        disk.write_bytes(bytes(KIB))
+        self.daemons.configure([{'provider': 'file', 'chunk': MB,
+                                 'max': 20 * MB}])
+        self.daemons.start_controller()
+        peer = self.daemons.connect()
+        for number in range(1, 1501):
+            self.assertEqual(peer.ask(**self.request(
+                number, path=str(disk),
+                **{'age-ms': 24 * 60 * 60 * 1000}))['result'], 'grown')
+        grown, *others = self.daemons.growths()
+        self.assertEqual(disk.stat().st_size, grown['target'])
+        self.assertEqual(len(others), 1000)
+
     def test_finished_by_its_policy(self):
         """What had begun is finished, whatever the patterns look like."""
         name = f'{self.base}-of-vm'

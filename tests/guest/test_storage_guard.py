@@ -170,6 +170,31 @@ class OnTmpfs(GuardTest):
                 vm.wait_state('running')
             self.check(vm)
 
+    def test_error_comes_late(self):
+        """The device may learn of an error long after the answer to it."""
+        def qemu_io(command):
+            vm.cmd('human-monitor-command', {'command-line':
+                   f'qemu-io -d /machine/peripheral/disk0 "{command}"'})
+        *args, image = guarded(self.storage)
+        args = (*args[:-1], '-blockdev',
+                'driver=blkdebug,node-name=debug,image=guard', '-blockdev',
+                image.replace('file=guard', 'file=debug'))
+        with StorageVm('late', args) as vm:
+            vm.start_write(0, 1)            # the image's tables are there
+            vm.wait_written()
+            self.storage.fill()
+            qemu_io('break cluster_free late')
+            vm.start_write(CLUSTER_SECTORS, 2)
+            self.assertTrue(vm.request()['stopped'])
+            self.storage.grow(MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            time.sleep(1.5)
+            self.assertEqual(vm.state(), 'running')
+            qemu_io('resume late')
+            vm.wait(lambda: vm.stats()['resumed'], 'it is resumed')
+            vm.wait_written()
+            self.check(vm)
+
     def test_while_holding(self):
         """What drains does not wait, and nothing is lost."""
         def snapshot(vm):
@@ -241,6 +266,9 @@ class OnTmpfs(GuardTest):
             self.assert_stays(vm, 'running')
             self.assertEqual({disk['io-status'] for disk in
                               vm.cmd('query-block')}, {'ok'})
+            self.assertNotIn('BLOCK_IO_ERROR',
+                             {event['event'] for event in
+                              vm.vm.get_qmp_events(wait=False)})
             vm.start_write(500 * CLUSTER_SECTORS, 5)
             vm.wait(lambda: vm.stats()['held'] == 2, 'another one waits')
             self.storage.grow(MIB)
@@ -341,6 +369,37 @@ class OnTmpfs(GuardTest):
                 self.assertEqual(vm.request()['node-name'], 'guard2')
                 self.check(vm)
 
+    def test_failed_flush_of_a_job_stops_nothing(self):
+        """... nor a flush that it could not do."""
+        self.storage.fill()
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+            for name in ('source', 'target'):
+                Path(folder, name).write_bytes(name[:1].encode() * MIB)
+            with self.vm(args=(
+                    '-blockdev', 'driver=file,node-name=source,'
+                    f'filename={folder}/source',
+                    '-blockdev', 'driver=file,node-name=tdata,'
+                    f'filename={folder}/target',
+                    '-blockdev', 'driver=blkdebug,node-name=bad,image=tdata,'
+                    'inject-error.0.event=none,inject-error.0.iotype=flush,'
+                    'inject-error.0.errno=28',
+                    '-blockdev', 'driver=space-guard,node-name=guard2,'
+                    'file=bad')) as vm:
+                vm.cmd('blockdev-mirror', {
+                    'job-id': 'job', 'device': 'source', 'target': 'guard2',
+                    'sync': 'full'})
+                vm.wait(lambda: self.job_state(vm, 'job') is None,
+                        'the job fails')
+                self.assertEqual(vm.request()['cause'], 'flush')
+                vm.start_write(0, 1)
+                vm.wait_state('io-error')
+                self.storage.grow(MIB)
+                vm.cmd('block-space-resolve', result='grown',
+                       id=self.request_of(vm, 'guard')['id'])
+                vm.wait_state('running')
+                vm.wait_written()
+                self.check(vm)
+
     def test_two_disks_stop(self):
         """A VM that two disks have stopped runs when both have grown."""
         vm, other = self.two_disks(policy='stop')
@@ -383,6 +442,44 @@ class OnTmpfs(GuardTest):
                 vm.wait(lambda: vm.stats()['drained'], 'it is given back')
                 self.assertEqual(vm.stats()['expired'], 0)
                 self.assertEqual(vm.state(), 'running')
+
+    def test_drain_of_what_is_mirrored(self):
+        """It does not wait for a write that the mirror's target holds."""
+        def reset(vm):
+            vm.cmd('system_reset')
+
+        def set_limit(vm, iops):
+            vm.cmd('block_set_io_throttle', {
+                'id': '/machine/peripheral/disk0/virtio-backend',
+                'bps': 0, 'bps_rd': 0, 'bps_wr': 0, 'iops': iops,
+                'iops_rd': 0, 'iops_wr': 0})
+
+        def no_limit(vm):
+            set_limit(vm, 0)
+
+        self.storage.fill()
+        for drain in (reset, no_limit):
+            with self.subTest(drain=drain.__name__), \
+                 tempfile.NamedTemporaryFile(dir='/var/tmp') as source:
+                source.write(b'x' * MIB)
+                source.truncate(DISK_BYTES)
+                with self.vm(args=(
+                        '-blockdev', 'driver=file,node-name=source,'
+                        f'filename={source.name}'),
+                        device='virtio-blk-pci,drive=source,id=disk0',
+                        policy='hold', max_hold_ms=25000) as vm:
+                    set_limit(vm, 1000)
+                    vm.cmd('blockdev-mirror', {
+                        'job-id': 'job', 'device': 'source',
+                        'target': 'disk', 'sync': 'full'})
+                    vm.wait(lambda: vm.stats()['held'], 'it waits')
+                    drain(vm)
+                    vm.wait(lambda: vm.stats()['drained'],
+                            'it is given back')
+                    self.assertEqual(vm.stats()['expired'], 0)
+                    self.assertEqual(vm.state(), 'running')
+                    vm.wait(lambda: self.job_state(vm, 'job') is None,
+                            'the job fails')
 
     def test_device_is_unplugged(self):
         """... with a request open: while a write waits, or after it failed."""
@@ -575,8 +672,8 @@ class OnTmpfs(GuardTest):
 
     def test_migrate(self):
         """An open request goes along, however the write was treated."""
-        for policy, paused in (('stop', False), ('stop', True),
-                               ('hold', False)):
+        for policy, paused in (('stop', None), ('stop', 'source'),
+                               ('stop', 'target'), ('hold', None)):
             with self.subTest(policy=policy, paused=paused), \
                  tempfile.TemporaryDirectory(dir='/tmp') as folder, \
                  self.vm('source', policy=policy) as source, \
@@ -587,7 +684,7 @@ class OnTmpfs(GuardTest):
                     source.wait_state('io-error')
                     self.assertEqual(source.resolve(), 'not-grown')
                 if paused:
-                    source.cmd('stop')
+                    {'source': source, 'target': target}[paused].cmd('stop')
                 status = self.migrate(source, target, f'unix:{folder}/m')
                 self.assertEqual(status, 'completed')
                 source.vm.shutdown(hard=True)
@@ -651,6 +748,30 @@ class OnTmpfs(GuardTest):
             self.storage.grow(MIB)
             self.assertEqual(self.migrate(source, target,
                                           f'unix:{folder}/m'), 'completed')
+            source.vm.shutdown(hard=True)
+            target.take_over(source)
+            target.wait_state('running')
+            target.wait_written()
+            self.assertEqual(target.requests(), [])
+            self.check(target)
+
+    def test_migrate_answered_meanwhile(self):
+        """The answer comes when the VM has stopped to be handed over."""
+        with tempfile.TemporaryDirectory(dir='/tmp') as folder, \
+             self.vm('source') as source, \
+             self.vm('target', ('-incoming', f'unix:{folder}/m')) as target:
+            def status():
+                return source.cmd('query-migrate')['status']
+            source.fill()
+            source.wait_state('io-error')
+            source.cmd('migrate-set-capabilities', capabilities=[{
+                'capability': 'pause-before-switchover', 'state': True}])
+            source.cmd('migrate', uri=f'unix:{folder}/m')
+            source.wait(lambda: status() == 'pre-switchover', 'it pauses')
+            self.storage.grow(MIB)
+            self.assertEqual(source.resolve(), 'grown')
+            source.cmd('migrate-continue', state='pre-switchover')
+            source.wait(lambda: status() == 'completed', 'it ends')
             source.vm.shutdown(hard=True)
             target.take_over(source)
             target.wait_state('running')

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A libvirt domain whose storage runs out and grows."""
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 import unittest
@@ -147,6 +149,43 @@ class StorageDomain(LibvirtTest):
         domain.start()
         self.check(domain)
         self.assertIn('(stopped)', Path(f'/proc/{pid}/status').read_text())
+
+    def test_one_has_many_answers_and_hangs(self):
+        """... nor do the answers that it does not take."""
+        other = self.domain('basic', 'while :; do usleep 300000; done')
+        other.start()
+        hung = self.make(Loop, False)
+        hung.start()
+        hung.wait(lambda _: hung.state() == 'paused', 'it is paused')
+        start = Path(self.daemons.log.name).stat().st_size
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.settimeout(60)
+            listener.bind(str(self.daemons.socket))
+            listener.listen(1)
+            self.start_agent()
+            conn, _ = listener.accept()
+        with conn, conn.makefile('rwb', 0) as file:
+            request = {}
+            while request.get('vm') != hung.name:
+                request = json.loads(file.readline())
+            pid = pid_of(hung.name)
+            os.kill(pid, signal.SIGSTOP)
+            self.addCleanup(os.kill, pid, signal.SIGCONT)
+            file.write(json.dumps({
+                'type': 'answer', 'result': 'denied',
+                **{key: request[key] for key in ('vm', 'instance', 'id',
+                                                 'attempt')}
+            }).encode().join([b'', *[b'\n'] * 40]))
+            self.daemon.virsh('destroy', other.name)
+            self.wait_said(f'{other.name}: is off', start)
+            # libvirt gives up one that waits for another after 30 s
+            said = b''
+            try:
+                while True:
+                    said += conn.recv(65536, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            self.assertNotIn(b'"outcome"', said)
 
     def wait_said(self, text, start):
         """Wait until the daemons' log has a text behind a position."""

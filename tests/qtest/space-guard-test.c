@@ -450,6 +450,30 @@ static void test_reset_scsi(void)
     check_reset(3, scsi_write, scsi_ready, scsi_reset_lun, disk_of_thread);
 }
 
+/* The guest is not asked: its write may wait */
+static void check_unplug(const char *device)
+{
+    Machine m = { };
+
+    machine_start(&m, 3, device);
+    scsi_ready(&m);
+    scsi_write(&m);
+    wait_held(m.qts, 1, false);
+    qtest_qmp_device_del(m.qts, "disk");
+    wait_held(m.qts, 0, false);
+    check_runs(m.qts);
+    machine_end(&m);
+}
+
+static void test_unplug_scsi(void)
+{
+    check_unplug(FULL "-device virtio-scsi-pci,addr=4 "
+                 "-device scsi-hd,drive=guard,id=disk");
+    check_unplug(FULL IOTHREAD
+                 "-device virtio-scsi-pci,addr=4,iothread=thread "
+                 "-device scsi-hd,drive=guard,id=disk");
+}
+
 /* All commands of a queue are cancelled, one after the other */
 static void test_reset_ahci(void)
 {
@@ -500,6 +524,7 @@ int main(int argc, char **argv)
     qtest_add_func("/space-guard/incoming", test_incoming);
     qtest_add_func("/space-guard/reset", test_reset);
     qtest_add_func("/space-guard/reset-scsi", test_reset_scsi);
+    qtest_add_func("/space-guard/unplug-scsi", test_unplug_scsi);
     qtest_add_func("/space-guard/reset-ahci", test_reset_ahci);
     ret = g_test_run();
     unlink(path);

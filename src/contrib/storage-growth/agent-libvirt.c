@@ -7,8 +7,8 @@
  *
  * Calls of libvirt block, for as long as a remote host or a machine does not
  * answer.  So each daemon has a thread that connects to it, and some that do
- * jobs; a machine has one question at a time, so one that hangs does not take
- * all of them.  A job has a connection of its own: replies to calls that share
+ * jobs; a machine has one job at a time, so one that hangs does not take all
+ * of them.  A job has a connection of its own: replies to calls that share
  * one with a call that hangs come late.  One more thread runs libvirt's event
  * loop.  What they find is handed to the main loop; only that touches SgVm.
  */
@@ -46,6 +46,7 @@ typedef struct LibvirtVm {
     bool asking;                  /* it is asked what is requested */
     bool ask_again;               /* ... and may know more by now */
     unsigned jobs;                /* that are not done */
+    GQueue waiting;               /* all of these but the first */
     unsigned timer;               /* of query_again(), or 0 */
 } LibvirtVm;
 
@@ -75,8 +76,11 @@ typedef struct Seen {
 static void push_job(LibvirtVm *v, Job *job)
 {
     job->v = v;
-    v->jobs++;
-    g_thread_pool_push(v->host->jobs, job, NULL);
+    if (v->jobs++) {
+        g_queue_push_tail(&v->waiting, job);
+    } else {
+        g_thread_pool_push(v->host->jobs, job, NULL);
+    }
 }
 
 static void libvirt_query(SgVm *vm)
@@ -158,6 +162,9 @@ static gboolean job_done(gpointer opaque)
     QDict *answer = qobject_to(QDict, ret);
 
     v->jobs--;
+    if (v->jobs) {
+        g_thread_pool_push(v->host->jobs, g_queue_pop_head(&v->waiting), NULL);
+    }
     if (job->resolve) {
         sg_agent_outcome(vm, job->id, job->attempt,
                          answer ? qdict_get_try_str(answer, "outcome") ?: "?"

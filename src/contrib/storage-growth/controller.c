@@ -37,10 +37,11 @@
 #define LIST_PART 16              /* so many fit into a line in any case */
 
 /*
- * Denials of a machine that are written down: one that asks all the time must
- * not fill the journal.  To decide again after a restart does no harm.
+ * Answers to a machine that are written down although nothing grows: one that
+ * asks all the time must not fill the journal.  To decide again after a restart
+ * does no harm.
  */
-#define DENIALS_MAX 1000
+#define NOTES_MAX 1000
 
 typedef struct Task {
     SgController *c;
@@ -93,7 +94,7 @@ struct SgController {
     GQueue begun;                 /* Tasks that wait for the journal */
     unsigned sync;                /* source of journal_sync() */
     GHashTable *paused;           /* names of VMs */
-    GHashTable *denials;          /* name of a VM: number */
+    GHashTable *notes;            /* name of a VM: number, up to NOTES_MAX */
     GHashTable *open;             /* name of a VM: number of its Tasks */
     GHashTable *peers;            /* of Peer */
     GQueue silent;                /* Peers, in the order of their coming */
@@ -308,19 +309,27 @@ static void task_failed(Task *t, const char *why)
     t->timer = g_timeout_add(MIN(delay_ms, RETRY_MAX_MS), task_again, t);
 }
 
+static bool may_note(const Task *t)
+{
+    return count_of(t->c->notes, t->vm) < NOTES_MAX;
+}
+
+static void noted(const Task *t)
+{
+    set_count(t->c->notes, t->vm, count_of(t->c->notes, t->vm) + 1);
+}
+
 static void task_deny(Task *t, const char *why)
 {
     g_autoptr(GError) error = NULL;
     g_autofree char *reason = g_strdup(why);
-    GHashTable *denials = t->c->denials;
-    unsigned n = count_of(denials, t->vm);
 
-    if (n < DENIALS_MAX) {
+    if (may_note(t)) {
         if (!sg_journal_deny(t->c->journal, t->key, t->vm, reason, &error)) {
             task_failed(t, error->message);
             return;
         }
-        set_count(denials, t->vm, n + 1);
+        noted(t);
     }
     g_message("%s: denied: %s", t->key, reason);
     task_answer(t, reason);
@@ -418,11 +427,17 @@ static void size_known(int64_t size, const char *error, void *opaque)
         return;
     }
     if (!t->growth) {
+        bool was = was_grown(t, size);
+
+        if (was && !may_note(t)) {
+            task_answer(t, NULL);
+            task_end(t);
+            return;
+        }
         target = size;
         /* one by nothing is written down, too: the request has its answer */
-        why = was_grown(t, size) ? NULL
-                                 : sg_policy_target(t->policy, size, t->needed,
-                                                    t->rate, &target);
+        why = was ? NULL : sg_policy_target(t->policy, size, t->needed,
+                                            t->rate, &target);
         if (why) {
             task_deny(t, why);
             return;
@@ -432,6 +447,9 @@ static void size_known(int64_t size, const char *error, void *opaque)
         if (!t->growth) {
             task_failed(t, err->message);
             return;
+        }
+        if (was) {
+            noted(t);
         }
     }
     if (size >= t->growth->target) {
@@ -960,7 +978,7 @@ SgController *sg_controller_new(GPtrArray *policies, const SgLimits *limits,
     c->busy = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                     queue_free);
     c->paused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-    c->denials = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    c->notes = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     c->grown = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                      grown_free);

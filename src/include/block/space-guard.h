@@ -16,8 +16,9 @@
  * space_guard_drained_begin: give back the writes that a drain waits for
  * @bs: a node that is being drained; its quiesce_counter is already raised
  *
- * Writes that a space-guard below @bs holds fail with ENOSPC, and none is held
- * as long as @bs is drained: a drain never waits for storage.
+ * Writes that a space-guard below @bs holds fail with ENOSPC, and so do those
+ * that jobs which work on @bs have made elsewhere.  None is held as long as
+ * @bs is drained: a drain never waits for storage.
  *
  * Context: main thread, graph lock held for reading.
  */

@@ -79,6 +79,7 @@ struct SpaceGuard {
     SpaceHeldList held;
     unsigned n_held;
     bool flush_failed;
+    bool flush_keeps;             /* ... and the VM has the data */
     bool cancelling;              /* hold none; set in the main thread only */
     bool no_hold;                 /* its device must not see a drain's error */
     QTAILQ_ENTRY(SpaceGuard) next; /* changed in the main thread only */
@@ -228,7 +229,8 @@ void space_requests_cancel_begin(void);
 void space_requests_will_cancel(SpaceGuard *g);
 void space_requests_cancel_end(void);
 
-/* The VM has stopped, and a disk above @g has found no space */
+/* The VM has stopped, and a disk is above @g, or has found no space, too */
+void space_requests_vm_has(SpaceGuard *g);
 void space_requests_vm_stopped(SpaceGuard *g);
 
 /* Whether a request keeps the VM stopped */
