@@ -133,6 +133,8 @@ void zpipe_chr_watch(ZpipeChardev *s);
 bool zpipe_link_start(ZpipeChardev *s, Error **errp);
 /* The same after a migration, when nothing is an error: see there. */
 void zpipe_link_start_late(ZpipeChardev *s);
+/* The VM goes on: what a peer left can be read now. */
+void zpipe_link_resume(ZpipeChardev *s);
 /* Block until there is a peer. */
 bool zpipe_link_wait(ZpipeChardev *s, Error **errp);
 /* End the connection until the VM runs again, leave the path to others. */

@@ -41,7 +41,10 @@
 /* Before it, for the peer to read what it has been sent; to look how it is. */
 #define DRAIN_US (1000 * 1000)
 #define DRAIN_STEP_US (5 * 1000)
-/* For a front end to read what a peer left, since it last read some of it. */
+/*
+ * For a front end to read what a peer left, since it last read some of it, or
+ * the VM went on.
+ */
 #define LEFT_US (1000 * 1000)
 
 static int64_t now_us(void)
@@ -464,6 +467,13 @@ void zpipe_link_start_late(ZpipeChardev *s)
     started(s, ret);
 }
 
+void zpipe_link_resume(ZpipeChardev *s)
+{
+    if (s->left_us) {
+        s->left_us = now_us() + LEFT_US;
+    }
+}
+
 /* --------------------------------------------------------------- timers */
 
 static bool is_due(int64_t when)
@@ -489,14 +499,19 @@ void zpipe_link_tick(ZpipeChardev *s)
     }
     if (is_due(s->hold_us)) {
         if (state_of(s) == ZPIPE_IDLE) {
-            give_up(s);
+            s->hold_us = 0;
+            left_over(s);
         } else {
             /* somebody is there: see what becomes of it */
             s->hold_us = now_us() + HANDSHAKE_US;
         }
     }
     if (is_due(s->left_us)) {
-        give_up(s);
+        if (zpipe_vm_is_stopped()) {
+            s->left_us = now_us() + LEFT_US;    /* nobody can read it */
+        } else {
+            give_up(s);
+        }
     }
 }
 

@@ -447,7 +447,10 @@ static bool reap_and_unblock_locked(ZpipeChardev *s)
 
     /* to be noticed although nobody reads, as a socket's hang-up is */
     zpipe_get_info(s->zp, &info);
-    s->ended = s->ended || info.ended;
+    if (zpipe_state(s->zp) != ZPIPE_CONNECTING) {
+        /* else it is what the last peer said */
+        s->ended = s->ended || info.ended;
+    }
     /* without a peer there is no room: a watch that fires would fire again */
     if (zpipe_state(s->zp) == ZPIPE_CONNECTED) {
         qatomic_set(&s->tx_blocked, false);

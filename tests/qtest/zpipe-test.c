@@ -924,6 +924,13 @@ static void test_cpr(void)
     test_end(&t);
 }
 
+static void pause_before_end(QTestState *qts, bool on)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate-set-capabilities',"
+        "'arguments': {'capabilities': [{'capability':"
+        "'pause-before-switchover', 'state': %i}]}}", on);
+}
+
 /* Another one is added while a migration runs; it counts after that. */
 static void test_add_meanwhile(void)
 {
@@ -952,7 +959,11 @@ static void test_add_meanwhile(void)
                              "'arguments': {'id': 'x'}}");
     transfer(&t, 100 * 1000, 100 * 1000, 3);
 
-    /* the mode may change then: it picks who hears of the migration's end */
+    /*
+     * The mode may change then: it picks who hears of the migration's end.  In
+     * another mode QEMU does not survive that it completes, which can be soon.
+     */
+    pause_before_end(t.guest.qts, true);
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
         "'arguments': {'uri': 'exec:cat >/dev/null'}}");
     qtest_qmp_assert_success(t.guest.qts, add, "x", x);
@@ -963,6 +974,7 @@ static void test_add_meanwhile(void)
     wait_for_status(t.guest.qts, "cancelled");
     expect_error(qtest_qmp(t.guest.qts, CPR_TRANSFER), "chardev x: a zpipe");
     set_mode(t.guest.qts, "normal");
+    pause_before_end(t.guest.qts, false);
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
                              "'arguments': {'id': 'x'}}");
 
@@ -1049,6 +1061,34 @@ static void test_killed(void)
     t.peer = waiting;
     wait_until(&t, zpipe_state(waiting->zp) == ZPIPE_CONNECTED);
     transfer(&t, t.guest.out.pos + 200 * 1000, t.guest.in.pos + 100 * 1000, 2);
+    test_end(&t);
+}
+
+/*
+ * A peer writes and leaves without a word while the VM is stopped.  The guest
+ * can read that when it goes on, however late: it was not the guest that did
+ * not read.  After hold-ms, too.
+ */
+static void test_left_while_stopped(const void *data)
+{
+    uint8_t buf[5000];
+    Test t;
+
+    test_begin(&t, data, "");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'stop'}");
+    stream_fill(buf, sizeof(buf), 0, true);
+    g_assert_cmpint(zpipe_try_write(t.peer->zp, buf, sizeof(buf)), ==,
+                    sizeof(buf));
+    zpipe_flush(t.peer->zp);
+    peer_free(t.peer);
+    t.peer = NULL;
+    /* longer than QEMU waits for a guest that does not read */
+    g_usleep(2500 * 1000);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-closed"), ==, 0);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'cont'}");
+    wait_until(&t, (guest_post_in(&t.guest, 3), guest_poll(&t.guest),
+                    t.guest.in.pos == sizeof(buf)));
+    wait_until(&t, stat_of(t.guest.qts, "zpipe-closed") == 1);
     test_end(&t);
 }
 
@@ -1398,6 +1438,11 @@ int main(int argc, char **argv)
     qtest_add_func("/zpipe/unplug/port", test_unplug_port);
     qtest_add_func("/zpipe/unplug/device", test_unplug_device);
     qtest_add_func("/zpipe/killed", test_killed);
+    qtest_add_data_func("/zpipe/left-while-stopped", "server=on,wait=off",
+                        test_left_while_stopped);
+    qtest_add_data_func("/zpipe/left-while-stopped/held",
+                        "server=on,wait=off,hold-ms=500",
+                        test_left_while_stopped);
     qtest_add_func("/zpipe/change", test_change);
     qtest_add_func("/zpipe/console", test_console);
     qtest_add_func("/zpipe/logfile", test_logfile);

@@ -14,6 +14,7 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include "chardev/char-async.h"
@@ -735,6 +736,54 @@ static void test_left_at_once(void)
     teardown(&f);
 }
 
+/*
+ * There is no descriptor for a new handle when the peer has ended its stream.
+ * The old one must not take the next peer for one that has ended it, too.
+ */
+static void test_not_renewed(void)
+{
+    struct rlimit limit, low;
+    uint8_t data[1];
+    int fds[32], n = 0, listener;
+    Fixture f;
+
+    /* numbers that would be free else, and low ones are all that is left */
+    do {
+        g_assert_cmpint(n, <, ARRAY_SIZE(fds));
+        fds[n] = dup(STDERR_FILENO);
+    } while (fds[n++] < ARRAY_SIZE(fds));
+    setup_dir(&f);
+    listener = zpipe_listen(f.path);
+    g_assert_cmpint(listener, >=, 0);
+    f.chr = chardev_new("chr", f.path, ",reconnect-ms=10,hold-ms=0",
+                        &error_abort);
+    attach_frontend(&f);
+    f.peer = serve(&f, listener, NULL);
+    wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    g_assert_cmpint(getrlimit(RLIMIT_NOFILE, &limit), ==, 0);
+    low = limit;
+    low.rlim_cur = ARRAY_SIZE(fds);
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &low), ==, 0);
+    zpipe_shutdown(f.peer);
+    zpipe_flush(f.peer);
+    wait_for(&f, f.closed);
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
+    while (n) {
+        close(fds[--n]);
+    }
+
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    f.peer = serve(&f, listener, NULL);
+    /* there is a time before its hello has come */
+    wait_for(&f, f.opened == 2 && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    g_assert_cmpint(qemu_chr_fe_write(&f.fe, (void *)"y", 1), ==, 1);
+    peer_read(&f, data, 1);
+    g_assert_cmpint(data[0], ==, 'y');
+    teardown(&f);
+    close(listener);
+}
+
 /* A client that gives up in the handshake leaves a main loop that sleeps. */
 static void test_failed_handshake(void)
 {
@@ -1279,6 +1328,7 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);
+    g_test_add_func("/zpipe/not-renewed", test_not_renewed);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/keeps-view", test_keeps_view);
     g_test_add_func("/zpipe/opened-late", test_opened_late);
