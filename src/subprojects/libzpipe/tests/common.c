@@ -327,15 +327,18 @@ static int entries(const char *name)
 
 int fd_count(void)
 {
-    static int first;
+    static int usual;
     int threads = entries("/proc/self/task");
 
-    /* some descriptors are closed by threads: these end, or are the test's */
-    for (int i = 0; first && threads > first && i < 1000; i++) {
+    /*
+     * Some descriptors are closed by threads, which end.  Others do not: the
+     * test's, or TSan's.
+     */
+    for (int i = 0; usual && threads > usual && i < 1000; i++) {
         g_usleep(1000);
         threads = entries("/proc/self/task");
     }
-    first = first ?: threads;
+    usual = threads;
     return entries("/proc/self/fd");
 }
 
