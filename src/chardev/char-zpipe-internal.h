@@ -105,6 +105,7 @@ struct ZpipeChardev {
     int64_t attached_us;                /* begin of the handshake */
     uint64_t connects;                  /* of the handle, when it began */
     int64_t reconnect_us, hold_us;      /* when; 0: not at all */
+    int64_t rest_us;                    /* until then no client is taken */
     int64_t left_us;                    /* for what a peer left to be read */
     uint64_t left_offset;               /* how far that is */
     int64_t drain_us, drain_until_us;   /* before it is stopped */

@@ -112,7 +112,7 @@ void zpipe_chr_watch(ZpipeChardev *s)
 
     zs->s = s;
     zs->fd = g_source_add_unix_fd(source, zpipe_fd(s->zp), G_IO_IN);
-    if (s->listener >= 0) {
+    if (s->listener >= 0 && !s->rest_us) {
         zs->listener = g_source_add_unix_fd(source, s->listener, G_IO_IN);
     }
     g_source_set_name(source, name);

@@ -736,22 +736,74 @@ static void test_left_at_once(void)
     teardown(&f);
 }
 
+/* All numbers below are taken: then a limit leaves no descriptor. */
+typedef struct Descriptors {
+    int fds[32], n;
+    struct rlimit limit;
+} Descriptors;
+
+static void take_low_numbers(Descriptors *d)
+{
+    d->n = 0;
+    do {
+        g_assert_cmpint(d->n, <, ARRAY_SIZE(d->fds));
+        d->fds[d->n] = dup(STDERR_FILENO);
+    } while (d->fds[d->n++] < ARRAY_SIZE(d->fds));
+}
+
+static void leave_none(Descriptors *d)
+{
+    struct rlimit low;
+
+    g_assert_cmpint(getrlimit(RLIMIT_NOFILE, &d->limit), ==, 0);
+    low = d->limit;
+    low.rlim_cur = ARRAY_SIZE(d->fds);
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &low), ==, 0);
+}
+
+static void give_back_all(Descriptors *d)
+{
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &d->limit), ==, 0);
+    while (d->n) {
+        close(d->fds[--d->n]);
+    }
+}
+
+/* A client that cannot be taken for that does not keep the main loop awake. */
+static void test_no_descriptors(void)
+{
+    Descriptors d;
+    Fixture f;
+
+    take_low_numbers(&d);
+    setup(&f, ",server=on,wait=off");
+    dial(&f);
+    leave_none(&d);
+    clock_stop(0);
+    for (int i = 0; i < 5; i++) {
+        g_main_context_iteration(NULL, false);
+    }
+    for (int i = 0; i < 50; i++) {
+        g_assert_false(g_main_context_iteration(NULL, false));
+    }
+    clock_go_on();
+    give_back_all(&d);
+    wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    teardown(&f);
+}
+
 /*
  * There is no descriptor for a new handle when the peer has ended its stream.
  * The old one must not take the next peer for one that has ended it, too.
  */
 static void test_not_renewed(void)
 {
-    struct rlimit limit, low;
     uint8_t data[1];
-    int fds[32], n = 0, listener;
+    Descriptors d;
+    int listener;
     Fixture f;
 
-    /* numbers that would be free else, and low ones are all that is left */
-    do {
-        g_assert_cmpint(n, <, ARRAY_SIZE(fds));
-        fds[n] = dup(STDERR_FILENO);
-    } while (fds[n++] < ARRAY_SIZE(fds));
+    take_low_numbers(&d);
     setup_dir(&f);
     listener = zpipe_listen(f.path);
     g_assert_cmpint(listener, >=, 0);
@@ -760,17 +812,11 @@ static void test_not_renewed(void)
     attach_frontend(&f);
     f.peer = serve(&f, listener, NULL);
     wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
-    g_assert_cmpint(getrlimit(RLIMIT_NOFILE, &limit), ==, 0);
-    low = limit;
-    low.rlim_cur = ARRAY_SIZE(fds);
-    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &low), ==, 0);
+    leave_none(&d);
     zpipe_shutdown(f.peer);
     zpipe_flush(f.peer);
     wait_for(&f, f.closed);
-    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &limit), ==, 0);
-    while (n) {
-        close(fds[--n]);
-    }
+    give_back_all(&d);
 
     zpipe_free(f.peer);
     f.peer = NULL;
@@ -1328,6 +1374,7 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);
+    g_test_add_func("/zpipe/no-descriptors", test_no_descriptors);
     g_test_add_func("/zpipe/not-renewed", test_not_renewed);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/keeps-view", test_keeps_view);
