@@ -105,6 +105,7 @@ struct ZpipeChardev {
     int64_t attached_us;                /* begin of the handshake */
     uint64_t connects;                  /* of the handle, when it began */
     int64_t reconnect_us, hold_us;      /* when; 0: not at all */
+    int64_t rest_us;                    /* until then no client is taken */
     int64_t left_us;                    /* for what a peer left to be read */
     uint64_t left_offset;               /* how far that is */
     int64_t drain_us, drain_until_us;   /* before it is stopped */
@@ -133,6 +134,8 @@ void zpipe_chr_watch(ZpipeChardev *s);
 bool zpipe_link_start(ZpipeChardev *s, Error **errp);
 /* The same after a migration, when nothing is an error: see there. */
 void zpipe_link_start_late(ZpipeChardev *s);
+/* The VM goes on: what a peer left can be read now. */
+void zpipe_link_resume(ZpipeChardev *s);
 /* Block until there is a peer. */
 bool zpipe_link_wait(ZpipeChardev *s, Error **errp);
 /* End the connection until the VM runs again, leave the path to others. */

@@ -33,6 +33,8 @@
 
 /* Clients taken in one turn. */
 #define CLIENTS_MAX 8
+/* When one cannot be taken: for descriptors to become free. */
+#define REST_US (100 * 1000)
 /* A client that has not finished the handshake then makes room for another. */
 #define HANDSHAKE_US (1000 * 1000)
 /* After a migration, for the path and the peer to become free. */
@@ -41,7 +43,10 @@
 /* Before it, for the peer to read what it has been sent; to look how it is. */
 #define DRAIN_US (1000 * 1000)
 #define DRAIN_STEP_US (5 * 1000)
-/* For a front end to read what a peer left, since it last read some of it. */
+/*
+ * For a front end to read what a peer left, since it last read some of it, or
+ * the VM went on.
+ */
 #define LEFT_US (1000 * 1000)
 
 static int64_t now_us(void)
@@ -160,6 +165,7 @@ void zpipe_link_close(ZpipeChardev *s)
     }
     close(s->listener);
     s->listener = -1;
+    s->rest_us = 0;
 }
 
 static int open_path(ZpipeChardev *s)
@@ -244,7 +250,13 @@ static void accept_clients(ZpipeChardev *s)
     for (int i = 0; i < CLIENTS_MAX && s->listener >= 0; i++) {
         int sock = zpipe_accept(s->listener);
 
+        if (sock == -EAGAIN) {
+            return;
+        }
         if (sock < 0) {
+            /* it waits there still: do not look at it all the time */
+            s->rest_us = now_us() + REST_US;
+            zpipe_chr_watch(s);
             return;
         }
         take_client(s, sock);
@@ -464,6 +476,13 @@ void zpipe_link_start_late(ZpipeChardev *s)
     started(s, ret);
 }
 
+void zpipe_link_resume(ZpipeChardev *s)
+{
+    if (s->left_us) {
+        s->left_us = now_us() + LEFT_US;
+    }
+}
+
 /* --------------------------------------------------------------- timers */
 
 static bool is_due(int64_t when)
@@ -483,26 +502,35 @@ void zpipe_link_tick(ZpipeChardev *s)
     if (s->client) {
         accept_clients(s);
     }
+    if (is_due(s->rest_us)) {
+        s->rest_us = 0;
+        zpipe_chr_watch(s);
+    }
     if (is_due(s->reconnect_us) &&
         (s->server ? s->listener < 0 : state_of(s) == ZPIPE_IDLE)) {
         retry(s);
     }
     if (is_due(s->hold_us)) {
         if (state_of(s) == ZPIPE_IDLE) {
-            give_up(s);
+            s->hold_us = 0;
+            left_over(s);
         } else {
             /* somebody is there: see what becomes of it */
             s->hold_us = now_us() + HANDSHAKE_US;
         }
     }
     if (is_due(s->left_us)) {
-        give_up(s);
+        if (zpipe_vm_is_stopped()) {
+            s->left_us = now_us() + LEFT_US;    /* nobody can read it */
+        } else {
+            give_up(s);
+        }
     }
 }
 
 int64_t zpipe_link_deadline(ZpipeChardev *s)
 {
-    int64_t times[] = { s->reconnect_us, s->hold_us, s->left_us };
+    int64_t times[] = { s->reconnect_us, s->hold_us, s->left_us, s->rest_us };
     int64_t first = -1;
 
     if (s->drain_us) {

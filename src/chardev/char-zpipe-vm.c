@@ -232,6 +232,11 @@ static bool share_ram(ZpipeVM *vm, Error **errp)
 
 /* ------------------------------------------------------- state of the VM */
 
+bool zpipe_vm_is_stopped(void)
+{
+    return !runstate_is_running();
+}
+
 static void vm_changed(void *opaque, bool running, RunState state)
 {
     ZpipeVM *vm = opaque;
@@ -250,6 +255,7 @@ static void vm_changed(void *opaque, bool running, RunState state)
     if (!s->started) {
         zpipe_link_start_late(s);
     }
+    zpipe_link_resume(s);
 }
 
 /* What connects to a peer does not go over with descriptors. */

@@ -19,5 +19,7 @@ bool zpipe_vm_attach(ZpipeChardev *s, bool share_ram, Error **errp);
 void zpipe_vm_detach(ZpipeChardev *s);
 /* There is a new handle: register the RAM with it. */
 void zpipe_vm_new_handle(ZpipeChardev *s);
+/* There is a VM, and it does not run. */
+bool zpipe_vm_is_stopped(void);
 
 #endif

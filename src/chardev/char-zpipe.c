@@ -112,7 +112,7 @@ void zpipe_chr_watch(ZpipeChardev *s)
 
     zs->s = s;
     zs->fd = g_source_add_unix_fd(source, zpipe_fd(s->zp), G_IO_IN);
-    if (s->listener >= 0) {
+    if (s->listener >= 0 && !s->rest_us) {
         zs->listener = g_source_add_unix_fd(source, s->listener, G_IO_IN);
     }
     g_source_set_name(source, name);
@@ -447,7 +447,10 @@ static bool reap_and_unblock_locked(ZpipeChardev *s)
 
     /* to be noticed although nobody reads, as a socket's hang-up is */
     zpipe_get_info(s->zp, &info);
-    s->ended = s->ended || info.ended;
+    if (zpipe_state(s->zp) != ZPIPE_CONNECTING) {
+        /* else it is what the last peer said */
+        s->ended = s->ended || info.ended;
+    }
     /* without a peer there is no room: a watch that fires would fire again */
     if (zpipe_state(s->zp) == ZPIPE_CONNECTED) {
         qatomic_set(&s->tx_blocked, false);

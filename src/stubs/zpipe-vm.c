@@ -26,3 +26,8 @@ void zpipe_vm_detach(ZpipeChardev *s)
 void zpipe_vm_new_handle(ZpipeChardev *s)
 {
 }
+
+bool zpipe_vm_is_stopped(void)
+{
+    return false;
+}

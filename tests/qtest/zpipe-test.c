@@ -924,17 +924,25 @@ static void test_cpr(void)
     test_end(&t);
 }
 
+static void pause_before_end(QTestState *qts, bool on)
+{
+    qtest_qmp_assert_success(qts, "{'execute': 'migrate-set-capabilities',"
+        "'arguments': {'capabilities': [{'capability':"
+        "'pause-before-switchover', 'state': %i}]}}", on);
+}
+
 /* Another one is added while a migration runs; it counts after that. */
 static void test_add_meanwhile(void)
 {
     const char *add = "{'execute': 'chardev-add', 'arguments': {'id': %s,"
         "'backend': {'type': 'zpipe', 'data': {'path': %s, 'server': true}}}}";
-    g_autofree char *x = NULL, *y = NULL;
+    g_autofree char *x = NULL, *y = NULL, *z = NULL;
     Test t;
 
     test_begin(&t, "server=on,wait=off", "");
     x = g_strdup_printf("%s/x", t.dir);
     y = g_strdup_printf("%s/y", t.dir);
+    z = g_strdup_printf("%s/z", t.dir);
     qtest_qmp_assert_success(t.guest.qts, "{'execute':"
         "'migrate-set-parameters', 'arguments': {'max-bandwidth': 4096}}");
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
@@ -952,20 +960,6 @@ static void test_add_meanwhile(void)
                              "'arguments': {'id': 'x'}}");
     transfer(&t, 100 * 1000, 100 * 1000, 3);
 
-    /* the mode may change then: it picks who hears of the migration's end */
-    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
-        "'arguments': {'uri': 'exec:cat >/dev/null'}}");
-    qtest_qmp_assert_success(t.guest.qts, add, "x", x);
-    set_mode(t.guest.qts, "cpr-transfer");
-    expect_error(qtest_qmp(t.guest.qts, add, "y", y),
-                 "disallowing migration blocker");
-    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
-    wait_for_status(t.guest.qts, "cancelled");
-    expect_error(qtest_qmp(t.guest.qts, CPR_TRANSFER), "chardev x: a zpipe");
-    set_mode(t.guest.qts, "normal");
-    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
-                             "'arguments': {'id': 'x'}}");
-
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
         "'arguments': {'uri': 'exec:cat >/dev/null'}}");
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-change',"
@@ -973,6 +967,26 @@ static void test_add_meanwhile(void)
         "{'path': %s, 'server': true}}}}", y);
     qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
     wait_for_status(t.guest.qts, "cancelled");
+
+    /*
+     * The mode may change then: it picks who hears of the migration's end.  In
+     * another mode QEMU does not survive that it completes, which can be soon;
+     * and it forgets its bitmaps, which the next migration would lose.
+     */
+    pause_before_end(t.guest.qts, true);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate',"
+        "'arguments': {'uri': 'exec:cat >/dev/null'}}");
+    qtest_qmp_assert_success(t.guest.qts, add, "x", x);
+    set_mode(t.guest.qts, "cpr-transfer");
+    expect_error(qtest_qmp(t.guest.qts, add, "z", z),
+                 "disallowing migration blocker");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'migrate_cancel'}");
+    wait_for_status(t.guest.qts, "cancelled");
+    expect_error(qtest_qmp(t.guest.qts, CPR_TRANSFER), "chardev x: a zpipe");
+    set_mode(t.guest.qts, "normal");
+    pause_before_end(t.guest.qts, false);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'chardev-remove',"
+                             "'arguments': {'id': 'x'}}");
     test_end(&t);
 }
 
@@ -1049,6 +1063,34 @@ static void test_killed(void)
     t.peer = waiting;
     wait_until(&t, zpipe_state(waiting->zp) == ZPIPE_CONNECTED);
     transfer(&t, t.guest.out.pos + 200 * 1000, t.guest.in.pos + 100 * 1000, 2);
+    test_end(&t);
+}
+
+/*
+ * A peer writes and leaves without a word while the VM is stopped.  The guest
+ * can read that when it goes on, however late: it was not the guest that did
+ * not read.  After hold-ms, too.
+ */
+static void test_left_while_stopped(const void *data)
+{
+    uint8_t buf[5000];
+    Test t;
+
+    test_begin(&t, data, "");
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'stop'}");
+    stream_fill(buf, sizeof(buf), 0, true);
+    g_assert_cmpint(zpipe_try_write(t.peer->zp, buf, sizeof(buf)), ==,
+                    sizeof(buf));
+    zpipe_flush(t.peer->zp);
+    peer_free(t.peer);
+    t.peer = NULL;
+    /* longer than QEMU waits for a guest that does not read */
+    g_usleep(2500 * 1000);
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-closed"), ==, 0);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'cont'}");
+    wait_until(&t, (guest_post_in(&t.guest, 3), guest_poll(&t.guest),
+                    t.guest.in.pos == sizeof(buf)));
+    wait_until(&t, stat_of(t.guest.qts, "zpipe-closed") == 1);
     test_end(&t);
 }
 
@@ -1398,6 +1440,11 @@ int main(int argc, char **argv)
     qtest_add_func("/zpipe/unplug/port", test_unplug_port);
     qtest_add_func("/zpipe/unplug/device", test_unplug_device);
     qtest_add_func("/zpipe/killed", test_killed);
+    qtest_add_data_func("/zpipe/left-while-stopped", "server=on,wait=off",
+                        test_left_while_stopped);
+    qtest_add_data_func("/zpipe/left-while-stopped/held",
+                        "server=on,wait=off,hold-ms=500",
+                        test_left_while_stopped);
     qtest_add_func("/zpipe/change", test_change);
     qtest_add_func("/zpipe/console", test_console);
     qtest_add_func("/zpipe/logfile", test_logfile);

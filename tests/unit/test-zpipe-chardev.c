@@ -14,6 +14,7 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include "chardev/char-async.h"
@@ -735,6 +736,100 @@ static void test_left_at_once(void)
     teardown(&f);
 }
 
+/* All numbers below are taken: then a limit leaves no descriptor. */
+typedef struct Descriptors {
+    int fds[32], n;
+    struct rlimit limit;
+} Descriptors;
+
+static void take_low_numbers(Descriptors *d)
+{
+    d->n = 0;
+    do {
+        g_assert_cmpint(d->n, <, ARRAY_SIZE(d->fds));
+        d->fds[d->n] = dup(STDERR_FILENO);
+    } while (d->fds[d->n++] < ARRAY_SIZE(d->fds));
+}
+
+static void leave_none(Descriptors *d)
+{
+    struct rlimit low;
+
+    g_assert_cmpint(getrlimit(RLIMIT_NOFILE, &d->limit), ==, 0);
+    low = d->limit;
+    low.rlim_cur = ARRAY_SIZE(d->fds);
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &low), ==, 0);
+}
+
+static void give_back_all(Descriptors *d)
+{
+    g_assert_cmpint(setrlimit(RLIMIT_NOFILE, &d->limit), ==, 0);
+    while (d->n) {
+        close(d->fds[--d->n]);
+    }
+}
+
+/* A client that cannot be taken for that does not keep the main loop awake. */
+static void test_no_descriptors(void)
+{
+    Descriptors d;
+    Fixture f;
+
+    take_low_numbers(&d);
+    setup(&f, ",server=on,wait=off");
+    dial(&f);
+    leave_none(&d);
+    clock_stop(0);
+    for (int i = 0; i < 5; i++) {
+        g_main_context_iteration(NULL, false);
+    }
+    for (int i = 0; i < 50; i++) {
+        g_assert_false(g_main_context_iteration(NULL, false));
+    }
+    clock_go_on();
+    give_back_all(&d);
+    wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    teardown(&f);
+}
+
+/*
+ * There is no descriptor for a new handle when the peer has ended its stream.
+ * The old one must not take the next peer for one that has ended it, too.
+ */
+static void test_not_renewed(void)
+{
+    uint8_t data[1];
+    Descriptors d;
+    int listener;
+    Fixture f;
+
+    take_low_numbers(&d);
+    setup_dir(&f);
+    listener = zpipe_listen(f.path);
+    g_assert_cmpint(listener, >=, 0);
+    f.chr = chardev_new("chr", f.path, ",reconnect-ms=10,hold-ms=0",
+                        &error_abort);
+    attach_frontend(&f);
+    f.peer = serve(&f, listener, NULL);
+    wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    leave_none(&d);
+    zpipe_shutdown(f.peer);
+    zpipe_flush(f.peer);
+    wait_for(&f, f.closed);
+    give_back_all(&d);
+
+    zpipe_free(f.peer);
+    f.peer = NULL;
+    f.peer = serve(&f, listener, NULL);
+    /* there is a time before its hello has come */
+    wait_for(&f, f.opened == 2 && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    g_assert_cmpint(qemu_chr_fe_write(&f.fe, (void *)"y", 1), ==, 1);
+    peer_read(&f, data, 1);
+    g_assert_cmpint(data[0], ==, 'y');
+    teardown(&f);
+    close(listener);
+}
+
 /* A client that gives up in the handshake leaves a main loop that sleeps. */
 static void test_failed_handshake(void)
 {
@@ -1279,6 +1374,8 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);
+    g_test_add_func("/zpipe/no-descriptors", test_no_descriptors);
+    g_test_add_func("/zpipe/not-renewed", test_not_renewed);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/keeps-view", test_keeps_view);
     g_test_add_func("/zpipe/opened-late", test_opened_late);

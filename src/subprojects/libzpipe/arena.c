@@ -88,8 +88,7 @@ static struct zp_map *map_new(void *base, size_t size, size_t page,
 void map_put(struct zp_map *map)
 {
     if (map && !--map->refs) {
-        munmap(map->base, map->whole);
-        free(map);
+        unmap_received(map);
     }
 }
 
@@ -130,8 +129,12 @@ int arena_create(struct zpipe *zp)
     return 0;
 }
 
-/* Is it memory that can be touched without a SIGBUS?  Stores its page size. */
-static int check_fd(int fd, uint64_t end, bool allow_hugetlb, size_t *page)
+/*
+ * Is it memory that can be touched without a SIGBUS?  Stores its page size, and
+ * the file's.
+ */
+static int check_fd(int fd, uint64_t end, bool allow_hugetlb, size_t *page,
+                    uint64_t *size)
 {
     struct statfs fs;
     struct stat st;
@@ -153,6 +156,7 @@ static int check_fd(int fd, uint64_t end, bool allow_hugetlb, size_t *page)
         return -EINVAL;
     }
     *page = fs.f_type == HUGETLBFS_MAGIC ? fs.f_bsize : ZP_PAGE;
+    *size = st.st_size;
     return 0;
 }
 
@@ -160,6 +164,7 @@ struct zp_map *map_fd(int fd, uint64_t offset, uint64_t size, bool writable,
                       bool allow_hugetlb, int *err)
 {
     struct zp_map *map;
+    uint64_t file;
     size_t page;
     void *base;
 
@@ -168,7 +173,7 @@ struct zp_map *map_fd(int fd, uint64_t offset, uint64_t size, bool writable,
         *err = -EINVAL;
         return NULL;
     }
-    *err = check_fd(fd, offset + size, allow_hugetlb, &page);
+    *err = check_fd(fd, offset + size, allow_hugetlb, &page, &file);
     if (*err) {
         return NULL;
     }
@@ -179,7 +184,11 @@ struct zp_map *map_fd(int fd, uint64_t offset, uint64_t size, bool writable,
         return NULL;
     }
     map = map_new(base, size, page, writable);
-    *err = map ? 0 : -ENOMEM;
+    if (!map) {
+        *err = -ENOMEM;
+        return NULL;
+    }
+    map->file = file;
     return map;
 }
 

@@ -7,12 +7,14 @@
  *
  * A peer can send any descriptor.  close() of one can wait: a file of a FUSE
  * daemon that does not answer, a TCP socket that lingers, a UNIX socket with
- * such a one in its queue.  What is no memfd, and not used, is closed by a
- * thread made for that.  A few may be stuck at a time, over all handles; then
- * no message is received any more until they get on.
+ * such a one in its queue.  What is no memfd is closed by a thread made for
+ * that.  A few may be stuck at a time, over all handles; then no message is
+ * received any more until they get on.
  *
  * Descriptors that nobody receives are closed by the kernel, on behalf of who
- * reads past them or closes the socket: so none are left there.
+ * reads past them or closes the socket: so none are left there.  When there
+ * are too many of them a thread closes the socket, and so does one where we
+ * must not receive (see zpipe-proto.h).
  */
 
 #include <errno.h>
@@ -20,31 +22,32 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "zpipe-int.h"
 
-#define CLOSING_MAX 32
+/*
+ * What the peer should not have sent, and its rope, which is closed with each
+ * connection, and hardly ever has anything that waits: 32 of the one kind, or
+ * 128 of the other.
+ */
+#define CLOSING_MAX 128
+enum weight { MEMORY = 0, ROPE = 1, ODD = 4 };
+/*
+ * Whoever is the last to have a memfd frees its pages: when the peer has gone
+ * that is us, and takes a second for some gigabytes.
+ */
+#define FREED_AT_ONCE (32u << 20)
 /* More packets than fit into a socket. */
 #define LEFT_MAX 10000
 
 static unsigned closing;
 
-static bool closes_at_once(int fd)
-{
-    /* the question does not leave the kernel */
-    return fcntl(fd, F_GET_SEALS) >= 0;
-}
-
-static void *close_it(void *opaque)
-{
-    close((int)(intptr_t)opaque);
-    __atomic_sub_fetch(&closing, 1, __ATOMIC_RELEASE);
-    return NULL;
-}
-
-static bool close_in_thread(int fd)
+static bool run_in_thread(void *(*run)(void *), void *opaque)
 {
     sigset_t all, old;
     pthread_attr_t attr;
@@ -59,20 +62,64 @@ static bool close_in_thread(int fd)
     /* signals are for the program's own threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    __atomic_add_fetch(&closing, 1, __ATOMIC_RELAXED);
-    good = !pthread_create(&thread, &attr, close_it, (void *)(intptr_t)fd);
-    if (!good) {
-        __atomic_sub_fetch(&closing, 1, __ATOMIC_RELAXED);
-    }
+    good = !pthread_create(&thread, &attr, run, opaque);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
     return good;
 }
 
+/* The descriptor, and in the lowest bits its weight. */
+static void *close_it(void *opaque)
+{
+    intptr_t what = (intptr_t)opaque;
+
+    close(what >> 3);
+    __atomic_sub_fetch(&closing, what & 7, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+static void close_in_thread(int fd, enum weight weight)
+{
+    void *what = (void *)((intptr_t)fd << 3 | weight);
+
+    __atomic_add_fetch(&closing, weight, __ATOMIC_RELAXED);
+    if (!run_in_thread(close_it, what)) {
+        close_it(what);
+    }
+}
+
 void close_received(int fd)
 {
-    if (closes_at_once(fd) || !close_in_thread(fd)) {
+    struct stat st;
+
+    /* the questions do not leave the kernel */
+    if (fcntl(fd, F_GET_SEALS) < 0) {
+        close_in_thread(fd, ODD);
+    } else if (!fstat(fd, &st) && st.st_blocks * 512ull > FREED_AT_ONCE) {
+        close_in_thread(fd, MEMORY);
+    } else {
         close(fd);
+    }
+}
+
+void close_rope(int fd)
+{
+    close_in_thread(fd, ROPE);
+}
+
+static void *unmap_it(void *opaque)
+{
+    struct zp_map *map = opaque;
+
+    munmap(map->base, map->whole);
+    free(map);
+    return NULL;
+}
+
+void unmap_received(struct zp_map *map)
+{
+    if (map->file <= FREED_AT_ONCE || !run_in_thread(unmap_it, map)) {
+        unmap_it(map);
     }
 }
 
@@ -91,12 +138,13 @@ int received_fds(struct msghdr *hdr, int *fds)
     return n;
 }
 
+enum found { NOTHING, BYTES, DESCRIPTORS };
+
 /*
- * Take one packet, or some bytes; false: there was none.  With @packets, a
- * socket that has SO_PASSCRED, an empty packet is told from the end: it comes
- * with credentials.
+ * Take one packet, or some bytes.  With @packets, a socket that has
+ * SO_PASSCRED, an empty packet is told from the end: it comes with credentials.
  */
-static bool discard(int sock, bool packets)
+static enum found discard(int sock, bool packets)
 {
     union received_control control;
     char bytes[512];
@@ -110,20 +158,24 @@ static bool discard(int sock, bool packets)
     int n;
 
     if (ret < 0) {
-        return false;
+        return NOTHING;
     }
     n = received_fds(&hdr, fds);
     for (int i = 0; i < n; i++) {
         close_received(fds[i]);
     }
-    return ret > 0 || n || (packets && hdr.msg_controllen);
+    return n ? DESCRIPTORS :
+        ret > 0 || (packets && hdr.msg_controllen) ? BYTES : NOTHING;
 }
 
-void discard_received(int sock, int times)
+bool discard_received(int sock, int times)
 {
-    while (times-- && discard(sock, false)) {
-        /* go on */
+    enum found found = BYTES;
+
+    while (times-- && found == BYTES) {
+        found = discard(sock, false);
     }
+    return found != DESCRIPTORS;
 }
 
 void close_socket(int sock)
@@ -134,10 +186,15 @@ void close_socket(int sock)
     getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &len);
     setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &yes, sizeof(yes));
     shutdown(sock, SHUT_RDWR);
-    for (int i = 0; i < LEFT_MAX && discard(sock, type != SOCK_STREAM); i++) {
+    for (int i = 0; i < LEFT_MAX && !closing_too_many() &&
+         discard(sock, type != SOCK_STREAM) != NOTHING; i++) {
         /* go on */
     }
-    close(sock);
+    if (closing_too_many()) {
+        close_received(sock);
+    } else {
+        close(sock);
+    }
 }
 
 bool closing_too_many(void)

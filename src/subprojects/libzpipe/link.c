@@ -369,10 +369,19 @@ static void drop_socket(struct zpipe *zp, int *sock)
     }
 }
 
+static void drop_bells(struct zpipe *zp)
+{
+    drop_socket(zp, &zp->bell);
+    if (zp->rope >= 0) {
+        close_rope(zp->rope);
+        zp->rope = -1;
+    }
+}
+
 /* --------------------------------------------------------- the handshake */
 
 /* Only a socket can be told not to wait. */
-static int check_bell(int fd)
+static int check_rope(int fd)
 {
     int domain, type;
     socklen_t len = sizeof(int);
@@ -382,19 +391,11 @@ static int check_bell(int fd)
            domain != AF_UNIX || type != SOCK_STREAM ? -EPROTO : 0;
 }
 
-/* Watch our end of the bell.  It is closed when this fails, too. */
-static int take_bell(struct zpipe *zp, int fd)
-{
-    zp->bell = fd;
-    zp->rung = 0;
-    return watch(zp, fd, EPOLLIN | EPOLLET, WATCH_BELL);
-}
-
 static void send_hello(struct zpipe *zp)
 {
     struct zp_msg msg = { .type = ZP_MSG_HELLO };
     struct zp_hello *hello = &msg.hello;
-    int fds[FDS_MAX] = { zp->arena_fd, zp->peer_bell };
+    int fds[FDS_MAX] = { zp->arena_fd, zp->bell_rope };
 
     hello->version = ZP_VERSION;
     if (zp->cfg.flags & ZPIPE_CMA_EXPOSE_READ) {
@@ -414,8 +415,8 @@ static void send_hello(struct zpipe *zp)
         hello->cookie_addr = (uintptr_t)zp->cookie;
         memcpy(hello->cookie, zp->cookie, sizeof(hello->cookie));
     }
-    link_send(zp, &msg, fds, zp->server ? 2 : 1);
-    close_fd(&zp->peer_bell);
+    link_send(zp, &msg, fds, FDS_MAX);
+    close_fd(&zp->bell_rope);
 }
 
 static void send_ready(struct zpipe *zp)
@@ -509,17 +510,13 @@ static void hello_received(struct zpipe *zp, const struct zp_hello *hello,
         refuse(zp, err, "the arena was refused: %s", strerror(-err));
         return;
     }
-    if (!zp->server) {
-        err = check_bell(fds[1]);
-        if (!err) {
-            err = take_bell(zp, fds[1]);
-            fds[1] = -1;
-        }
-        if (err) {
-            refuse(zp, err, "the bell was refused: %s", strerror(-err));
-            return;
-        }
+    err = check_rope(fds[1]);
+    if (err) {
+        refuse(zp, err, "the bell was refused: %s", strerror(-err));
+        return;
     }
+    zp->rope = fds[1];
+    fds[1] = -1;
     cma_prove(zp, hello);
     if (!agree(zp, hello)) {
         return;
@@ -566,12 +563,13 @@ static void ability_received(struct zpipe *zp, const struct zp_ability *ability)
     }
 }
 
-static int fds_expected(const struct zpipe *zp, uint32_t type)
+static bool fds_good(const struct zp_msg *msg, int nfds)
 {
-    if (type == ZP_MSG_HELLO) {
-        return zp->server ? 1 : 2;
+    if (msg->type == ZP_MSG_HELLO) {
+        /* of another version: that is the matter, and will be said */
+        return nfds == FDS_MAX || msg->hello.version != ZP_VERSION;
     }
-    return type == ZP_MSG_REGION_ADD ? 1 : 0;
+    return nfds == (msg->type == ZP_MSG_REGION_ADD);
 }
 
 static void handle(struct zpipe *zp, struct zp_msg *msg, int *fds)
@@ -614,7 +612,7 @@ static bool receive_one(struct zpipe *zp)
         link_fail(zp, ret, "peers sent descriptors that cannot be closed");
         return false;
     }
-    if (ret < 0 || nfds != fds_expected(zp, msg.type)) {
+    if (ret < 0 || !fds_good(&msg, nfds)) {
         if (ret > 0) {
             close_all(fds, nfds);
         }
@@ -643,9 +641,13 @@ static void receive_some(struct zpipe *zp)
  * The bell is edge-triggered: its bytes need not be taken out each time.  Not
  * without end: a peer can put bytes in as fast as we take them out.
  */
-void link_silence(struct zpipe *zp)
+bool link_silence(struct zpipe *zp)
 {
-    discard_received(zp->bell, 4);
+    if (!discard_received(zp->bell, 4)) {
+        link_fail(zp, -EPROTO, "descriptors came with the bell");
+        return false;
+    }
+    return true;
 }
 
 int link_poll(struct zpipe *zp, int timeout_ms)
@@ -690,8 +692,10 @@ static int hang_bell(struct zpipe *zp)
                    ends) < 0) {
         return -errno;
     }
-    zp->peer_bell = ends[1];
-    return take_bell(zp, ends[0]);
+    zp->bell = ends[0];
+    zp->bell_rope = ends[1];
+    zp->rung = 0;
+    return watch(zp, zp->bell, EPOLLIN | EPOLLET, WATCH_BELL);
 }
 
 static int prepare(struct zpipe *zp)
@@ -707,7 +711,7 @@ static int prepare(struct zpipe *zp)
         sizeof(zp->cookie)) {
         return -EAGAIN;
     }
-    ret = zp->server ? hang_bell(zp) : 0;
+    ret = hang_bell(zp);
     if (!ret) {
         ret = watch(zp, zp->sock, EPOLLIN | EPOLLRDHUP, WATCH_SOCK);
     }
@@ -761,8 +765,8 @@ void link_drop_peer(struct zpipe *zp)
     zp->peer.ctl = zp->own.ctl = NULL;
     zp->touching = zp->asleep = zp->rx.demand = false;
     close_fd(&zp->arena_fd);
-    close_fd(&zp->peer_bell);
-    drop_socket(zp, &zp->bell);
+    close_fd(&zp->bell_rope);
+    drop_bells(zp);
     zp->link = LINK_NONE;
 }
 
@@ -814,7 +818,7 @@ static void end_link(struct zpipe *zp, bool readable)
         stop_peer(zp, readable);
     }
     drop_socket(zp, &zp->sock);
-    drop_socket(zp, &zp->bell);
+    drop_bells(zp);
     cma_close(zp);
     zp->peer_cma_read = false;
     set_timer(zp, 0);

@@ -99,12 +99,12 @@ bool await_untouched(struct zpipe *zp, uint64_t deadline)
 }
 
 /* When there is no room for another byte the bell is ringing. */
-static void ring(int bell)
+static void pull(int rope)
 {
     ssize_t ret;
 
     do {
-        ret = send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ret = send(rope, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (ret < 0 && errno == EINTR);
 }
 
@@ -112,7 +112,7 @@ void kick(struct zpipe *zp)
 {
     uint64_t sleep;
 
-    if (!zp->news || zp->link < LINK_UP || zp->bell < 0) {
+    if (!zp->news || zp->link < LINK_UP || zp->rope < 0) {
         zp->news = 0;
         return;
     }
@@ -121,7 +121,7 @@ void kick(struct zpipe *zp)
     if ((sleep & ZP_WANT_MASK & zp->news) && sleep != zp->kicked) {
         zp->kicked = sleep;
         zp->stats.kicks++;
-        ring(zp->bell);
+        pull(zp->rope);
     } else {
         zp->stats.kicks_saved++;
     }
@@ -161,7 +161,9 @@ bool fall_asleep(struct zpipe *zp)
     want = wanted(zp);
     if (++zp->rung == RUNG_MAX) {
         zp->rung = 0;
-        link_silence(zp);
+        if (!link_silence(zp)) {
+            return false;
+        }
     }
     zp->asleep = true;
     zp->sleep_seq += ZP_SLEEP_SEQ;

@@ -77,6 +77,7 @@ struct zp_map {
     size_t whole;               /* with the rest of its last page */
     unsigned refs;
     bool writable;
+    uint64_t file;              /* bytes that its end may free; own: 0 */
 };
 
 /* Pointers into an arena, own or the peer's. */
@@ -173,8 +174,9 @@ struct zpipe {
 
     /* descriptors; -1 when there is none */
     int epfd, sock, timer;
-    int bell;                   /* our end: a byte that comes wakes us */
-    int peer_bell;              /* the peer's end, until the hello is sent */
+    int bell;                   /* a byte that comes wakes us; ours alone */
+    int bell_rope;              /* its other end, until the hello is sent */
+    int rope;                   /* of the peer's bell: only to be sent to */
     unsigned rung;              /* sleeps since the bell was emptied */
     int peer_pidfd;
     int peer_pid;
@@ -259,18 +261,25 @@ union received_control {
 
 /* Close a descriptor that came from a peer, without waiting. */
 void close_received(int fd);
-/* Close a socket to a peer, whatever is in its queue. */
+/* Close a socket that only we receive from, whatever is in its queue. */
 void close_socket(int sock);
-/* Take so many packets, or pieces of a stream, and throw them away. */
-void discard_received(int sock, int times);
+/* Close one that the peer has as well. */
+void close_rope(int fd);
+/* Unmap and free; may be done by a thread, some time later. */
+void unmap_received(struct zp_map *map);
+/*
+ * Take so many pieces of a stream, and throw them away.  False, and no more of
+ * them, if one came with descriptors.
+ */
+bool discard_received(int sock, int times);
 /* The descriptors that came with a packet; returns their number. */
 int received_fds(struct msghdr *hdr, int *fds);
 /* No more of them can be taken, for the time being. */
 bool closing_too_many(void);
 /* Look at the descriptors that are ready. */
 int link_poll(struct zpipe *zp, int timeout_ms);
-/* Empty the bell. */
-void link_silence(struct zpipe *zp);
+/* Empty the bell.  False: the connection was lost. */
+bool link_silence(struct zpipe *zp);
 bool link_send(struct zpipe *zp, struct zp_msg *msg, const int *fds, int nfds);
 /* The peer's memory can be looked at: connected, or what it left behind. */
 static inline bool link_readable(const struct zpipe *zp)

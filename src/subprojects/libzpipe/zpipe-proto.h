@@ -23,7 +23,7 @@
 #include <stdint.h>
 
 #define ZP_MAGIC        0x6570697au     /* "zipe", in the order of the host */
-#define ZP_VERSION      1u
+#define ZP_VERSION      2u
 #define ZP_PAGE         4096u
 #define ZP_LINE         64u
 
@@ -42,15 +42,18 @@
 /*
  * SOCK_SEQPACKET: a message is one packet, descriptors come with it.
  *
- * The bell is a pair of stream sockets; one byte in it wakes the other side.
+ * Each side has a bell, a pair of stream sockets: it keeps one end, and the
+ * peer gets the other one, the rope; one byte that is sent there wakes it.
  * Not an eventfd: that is shared with its flags, and a peer that clears
  * O_NONBLOCK and fills the counter stops whoever writes it.  A send can be told
- * not to wait.  Not the socket of the messages: those want to be read, the
- * bell's bytes can be left there for a while.
+ * not to wait.  A receive cannot, of a socket that somebody else has as well:
+ * he can be in the middle of one, into memory that is not there (userfaultfd,
+ * FUSE), and the kernel lets others wait for that.  So nobody receives from a
+ * rope.  Not the socket of the messages: those want to be read, the bell's
+ * bytes can be left there for a while.
  */
 enum zp_msg_type {
-    /* both; descriptors: arena, and the client's end of the bell (server's) */
-    ZP_MSG_HELLO = 1,
+    ZP_MSG_HELLO = 1,   /* both; descriptors: arena, rope */
     ZP_MSG_READY,       /* both, after the other's hello was accepted */
     ZP_MSG_REFUSE,      /* instead of hello or ready; then the end */
     ZP_MSG_ABILITY,     /* cross-memory access has ceased to work */

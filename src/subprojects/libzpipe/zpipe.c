@@ -455,8 +455,8 @@ struct zpipe *zpipe_new(const struct zpipe_config *config)
     if (!zp) {
         return NULL;
     }
-    zp->epfd = zp->sock = zp->timer = zp->peer_bell = -1;
-    zp->bell = -1;
+    zp->epfd = zp->sock = zp->timer = -1;
+    zp->bell = zp->bell_rope = zp->rope = -1;
     zp->peer_pidfd = zp->arena_fd = -1;
     queue_init(&zp->tx.queue);
     queue_init(&zp->rx.queue);

@@ -25,8 +25,8 @@
  *
  * Threads: a handle is used by one thread at a time; the caller serialises.
  * Different handles are independent.  The library installs no signal handler
- * and calls nothing back; it starts no thread, but to close what a peer should
- * not have sent.
+ * and calls nothing back; it starts no thread, but to close what came from a
+ * peer.
  *
  * Errors: functions return a negative errno value, or -1 and errno where that
  * is said.  zpipe_error() has the reason in words.

@@ -47,7 +47,7 @@ static void lay_out(RawArena *a, void *base, uint32_t entries,
 RawPeer *raw_new(int sock, bool server)
 {
     RawPeer *raw = g_new0(RawPeer, 1);
-    int bell[2];
+    int ends[2];
 
     raw->sock = sock;
     raw->server = server;
@@ -57,10 +57,11 @@ RawPeer *raw_new(int sock, bool server)
             RAW_ENTRIES, RAW_COPY);
     g_assert_cmpint(fcntl(raw->arena_fd, F_ADD_SEALS,
                           F_SEAL_SHRINK | F_SEAL_GROW), ==, 0);
-    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, bell),
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends),
                     ==, 0);
-    raw->bell = bell[0];
-    raw->rope = bell[1];
+    raw->ear = ends[0];
+    raw->rope = ends[1];
+    raw->bell = -1;
     raw->peer_arena_fd = -1;
     memset(raw->region_fd, -1, sizeof(raw->region_fd));
     raw->hello = (struct zp_hello) {
@@ -71,7 +72,7 @@ RawPeer *raw_new(int sock, bool server)
     };
     raw->hello_fds[0] = raw->arena_fd;
     raw->hello_fds[1] = raw->rope;
-    raw->hello_nfds = server ? 2 : 1;
+    raw->hello_nfds = 2;
     return raw;
 }
 
@@ -86,8 +87,9 @@ void raw_free(RawPeer *raw)
 {
     close_if(raw->sock);
     close_if(raw->arena_fd);
-    close_if(raw->bell);
+    close_if(raw->ear);
     close_if(raw->rope);
+    close_if(raw->bell);
     close_if(raw->peer_arena_fd);
     for (int i = 0; i < ZPIPE_REGIONS_MAX; i++) {
         close_if(raw->region_fd[i]);
@@ -180,14 +182,11 @@ static void take_hello(RawPeer *raw, const struct zp_msg *msg, const int *fds,
     size_t size = raw_arena_size(msg->hello.entries, msg->hello.copy_bytes);
     void *base;
 
-    g_assert_cmpint(nfds, ==, raw->server ? 1 : 2);
+    g_assert_cmpint(nfds, ==, 2);
     g_assert_cmpint(raw->peer_arena_fd, ==, -1);
     raw->peer_hello = msg->hello;
     raw->peer_arena_fd = fds[0];
-    if (!raw->server) {
-        close(raw->bell);
-        raw->bell = fds[1];
-    }
+    raw->bell = fds[1];
     base = mmap(NULL, size, PROT_READ, MAP_SHARED, fds[0], 0);
     g_assert_true(base != MAP_FAILED);
     lay_out(&raw->peer, base, msg->hello.entries, msg->hello.copy_bytes);

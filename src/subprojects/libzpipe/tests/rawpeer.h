@@ -36,12 +36,13 @@ typedef struct RawPeer {
     bool server;
     /* what the hello says; a test changes it before raw_hello() */
     struct zp_hello hello;
-    int hello_fds[RAW_FDS_MAX];     /* arena, bell; then what is too much */
+    int hello_fds[RAW_FDS_MAX];     /* arena, rope; then what is too much */
     int hello_nfds;
     uint32_t can;                   /* what raw_connect() says that it can */
 
     int arena_fd;
-    int bell, rope;                 /* our end, and the library's */
+    int ear, rope;                  /* of our bell, and what the library gets */
+    int bell;                       /* the library's: what it gave us */
     RawArena own;                   /* written by us */
     RawArena peer;                  /* read only */
     int peer_arena_fd;

@@ -213,6 +213,60 @@ static void test_fuse_many(void)
     victim_close(&v);
 }
 
+/* Send descriptors with some bytes, over any socket. */
+static void send_fds(int sock, const void *buf, size_t len, const int *fds,
+                     int n)
+{
+    RawPeer raw = { .sock = sock };
+
+    g_assert_true(raw_send_bytes(&raw, buf, len, fds, n));
+}
+
+static unsigned threads(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/task", 0, NULL);
+    unsigned n = 0;
+
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    return n;
+}
+
+enum { PACKETS = 20, FDS_A_PACKET = 20 };
+
+/* The same when nobody has read them: when the connection ends. */
+static void test_fuse_left(void)
+{
+    struct zp_msg msg = { .magic = ZP_MAGIC, .type = ZP_MSG_REGION_DEL };
+    int fds[FDS_A_PACKET];
+    unsigned before;
+    Victim v;
+    Fuse f;
+
+    if (!fuse_open(&f)) {
+        g_test_skip("cannot mount FUSE here");
+        return;
+    }
+    fds[0] = fuse_file(&f);
+    for (int i = 1; i < FDS_A_PACKET; i++) {
+        fds[i] = fds[0];
+    }
+    victim_open(&v, true, 0);
+    for (int i = 0; i < PACKETS; i++) {
+        send_fds(v.raw->sock, &msg, sizeof(msg), fds, FDS_A_PACKET);
+    }
+    before = threads();
+    zpipe_detach(v.zp);
+    /* each waits, for ever */
+    g_assert_cmpuint(threads() - before, >=, 32);
+    g_assert_cmpuint(threads() - before, <=, 32 + FDS_A_PACKET + 2);
+    fuse_close(&f);
+    close(fds[0]);
+    v.fds -= 1;
+    victim_close(&v);
+}
+
 /* Full, and told to wait for its data to go. */
 static int lingering_socket(int *listener)
 {
@@ -256,15 +310,6 @@ static void test_linger(void)
     victim_close(&v);
 }
 
-/* Send descriptors with some bytes, over any socket. */
-static void send_fds(int sock, const void *buf, size_t len, const int *fds,
-                     int n)
-{
-    RawPeer raw = { .sock = sock };
-
-    g_assert_true(raw_send_bytes(&raw, buf, len, fds, n));
-}
-
 enum { TOO_MANY, UNREAD, IN_BELL, IN_BELL_READ, IN_SOCKET, CASES };
 
 /* Descriptors that the library does not get to see, if it does not look. */
@@ -295,6 +340,9 @@ static void test_hidden(const void *opaque)
              i++) {
             victim_run(&v);             /* it empties the bell now and then */
             raw_kick(v.raw);
+        }
+        if (opaque == GINT_TO_POINTER(IN_BELL_READ)) {
+            g_assert_cmpint(victim_gone(&v), ==, -EPROTO);
         }
         break;
     default:
@@ -328,6 +376,7 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/closer/fuse", test_fuse);
     g_test_add_func("/closer/fuse-many", test_fuse_many);
+    g_test_add_func("/closer/fuse-left", test_fuse_left);
     g_test_add_func("/closer/linger", test_linger);
     return g_test_run();
 }

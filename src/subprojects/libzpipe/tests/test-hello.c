@@ -6,6 +6,10 @@
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
 
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include "victim.h"
 
 typedef void (*Change)(RawPeer *raw);
@@ -21,9 +25,16 @@ typedef struct Case {
     bool server;
 } Case;
 
-static void version_2(RawPeer *raw)
+static void version_3(RawPeer *raw)
 {
-    raw->hello.version = 2;
+    raw->hello.version = 3;
+}
+
+/* It had one bell for both: the client's hello had one descriptor. */
+static void version_1(RawPeer *raw)
+{
+    raw->hello.version = 1;
+    raw->hello_nfds = 1;
 }
 
 static void version_0(RawPeer *raw)
@@ -170,7 +181,8 @@ static void offset_claimed(RawPeer *raw)
 }
 
 static const Hello hellos[] = {
-    { "version-2", version_2, "2" },
+    { "version-3", version_3, "3" },
+    { "version-1", version_1, "1" },
     { "version-0", version_0, "0" },
     { "entries-0", entries_0 },
     { "entries-odd", entries_odd },
@@ -365,6 +377,79 @@ static void test_bell_full(void)
     for (int i = 0; i < 3; i++) {
         g_assert_true(v.write[i]->done);
     }
+    victim_close(&v);
+}
+
+/*
+ * In a process of its own: receive into memory that is not there, so that it
+ * ends only when the process is killed, which somebody else does after a time.
+ */
+static void receive_slowly(int sock, int ready)
+{
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_api api = { .api = UFFD_API };
+    struct uffdio_register reg = {
+        .range = { (uintptr_t)page, 4096 },
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+    pid_t self = getpid();
+
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
+        ioctl(fd, UFFDIO_REGISTER, &reg)) {
+        return;
+    }
+    if (fork() == 0) {
+        struct uffd_msg msg;
+
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (read(fd, &msg, sizeof(msg)) == sizeof(msg) &&
+            write(ready, "", 1) == 1) {
+            sleep(20);
+            kill(self, SIGKILL);
+        }
+        _exit(0);
+    }
+    close(ready);
+    recv(sock, page, 1, 0);
+}
+
+/*
+ * The peer has kept the socket that it gave to the library, and is in the
+ * middle of receiving from it.  The kernel has others who do so wait for that.
+ */
+static void test_bell_held(void)
+{
+    int ready[2], status;
+    pid_t pid;
+    Victim v;
+    char c;
+
+    victim_open(&v, true, 0);
+    g_assert_cmpint(send(v.raw->ear, "", 1, MSG_NOSIGNAL), ==, 1);
+    g_assert_cmpint(pipe(ready), ==, 0);
+    pid = fork();
+    if (pid == 0) {
+        close(ready[0]);
+        receive_slowly(v.raw->rope, ready[1]);
+        _exit(0);
+    }
+    close(ready[1]);
+    if (read(ready[0], &c, 1) == 1) {
+        for (int i = 0; i < 200; i++) {
+            victim_run(&v);             /* it empties its bell now and then */
+            raw_kick(v.raw);
+        }
+        zpipe_detach(v.zp);
+        /* it has not been waited for */
+        g_assert_cmpint(waitpid(pid, &status, WNOHANG), ==, 0);
+    } else {
+        g_test_skip("there is no userfaultfd here");
+    }
+    close(ready[0]);
+    kill(pid, SIGKILL);
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     victim_close(&v);
 }
 
@@ -655,6 +740,7 @@ int main(int argc, char **argv)
     g_test_add_func("/bell/kept", test_bell_kept);
     g_test_add_func("/bell/cut", test_bell_cut);
     g_test_add_func("/bell/full", test_bell_full);
+    g_test_add_func("/bell/held", test_bell_held);
     g_test_add_func("/peer/flood", test_flood);
     g_test_add_func("/peer/messages-a-turn", test_messages_a_turn);
     g_test_add_func("/peer/deaf", test_deaf);

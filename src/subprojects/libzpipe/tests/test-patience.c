@@ -1,5 +1,6 @@
 /*
- * Tests of libzpipe: how long a peer is waited for that only says it is busy
+ * Tests of libzpipe: how long a peer is waited for that only says it is busy,
+ * and what else takes long
  *
  * Copyright (c) 2026 qemu-hotpath
  *
@@ -10,6 +11,7 @@
  * compared is what the library means to wait, whatever the machine does.
  */
 
+#include <pthread.h>
 #include <time.h>
 
 #include "rawpeer.h"
@@ -39,6 +41,23 @@ int __wrap_nanosleep(const struct timespec *req, struct timespec *rem)
     fake.now += req->tv_sec * SECOND + req->tv_nsec;
     fake.slept += req->tv_sec * SECOND + req->tv_nsec;
     return 0;
+}
+
+/* Bytes that were unmapped at once, by a thread. */
+static struct {
+    size_t len;
+    pthread_t thread;
+} large;
+
+int __real_munmap(void *addr, size_t len);
+int __wrap_munmap(void *addr, size_t len);
+int __wrap_munmap(void *addr, size_t len)
+{
+    if (len >= 64 * MiB) {
+        large.thread = pthread_self();
+        __atomic_store_n(&large.len, len, __ATOMIC_RELEASE);
+    }
+    return __real_munmap(addr, len);
 }
 
 static uint64_t slept(void)
@@ -157,6 +176,26 @@ static void test_user_waits(void)
     liar_free(&liar);
 }
 
+/* A read that no peer can write into is taken back without any wait. */
+static void test_private_read(void)
+{
+    g_autofree uint8_t *in = g_malloc0(LEN);
+    Req *r = req_new(in, LEN);
+    Liar liar;
+
+    liar_new(&liar);
+    meet(&liar, 0);
+    submit_read(liar.zp, r);
+    reap_all(liar.zp);
+    zpipe_cancel(liar.zp, &r->r);
+    g_assert_cmpuint(slept(), ==, 0);
+    g_assert_cmpint(zpipe_state(liar.zp), ==, ZPIPE_CONNECTED);
+    reap_all(liar.zp);
+    g_assert_cmpint(r->r.result, ==, -ECANCELED);
+    req_free(r);
+    liar_free(&liar);
+}
+
 /* A user may end the connection because of what the peer does. */
 static void test_detach(void)
 {
@@ -205,12 +244,40 @@ static void test_ability(void)
     liar_free(&liar);
 }
 
+/*
+ * Who unmaps a peer's memory last frees its pages, which takes time when they
+ * are many.  That is not for the program's own thread.
+ */
+static void test_large_region(void)
+{
+    Liar liar;
+    int fd;
+
+    liar_new(&liar);
+    fd = memfd_new(64 * MiB, MFD_ALLOW_SEALING, F_SEAL_SHRINK);
+    g_assert_cmpint(fd, >=, 0);
+    meet(&liar, 0);
+    g_assert_true(raw_region(liar.raw, 3, fd, 0, 64 * MiB, 0));
+    close(fd);
+    reap_all(liar.zp);
+    g_assert_cmpint(stats_of(liar.zp).peer_regions, ==, 1);
+    leave(&liar);
+    zpipe_detach(liar.zp);
+    while (!__atomic_load_n(&large.len, __ATOMIC_ACQUIRE)) {
+        g_usleep(1000);
+    }
+    g_assert_false(pthread_equal(large.thread, pthread_self()));
+    liar_free(&liar);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/patience/comes-again", test_comes_again);
     g_test_add_func("/patience/user-waits", test_user_waits);
+    g_test_add_func("/patience/private-read", test_private_read);
     g_test_add_func("/patience/detach", test_detach);
     g_test_add_func("/patience/ability", test_ability);
+    g_test_add_func("/patience/large-region", test_large_region);
     return g_test_run();
 }
