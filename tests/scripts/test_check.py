@@ -102,6 +102,16 @@ class Check(unittest.TestCase):
         with contextlib.redirect_stdout(io.StringIO()):
             self.assertEqual(self.check.close([self.tally]), 0)
 
+    def test_warnings_of_touched_files_only(self):
+        log = ('[1/2] Compiling C object a.o\n'
+               '../tree/include/a.h:1:2: warning: odd [-Wodd]\n'
+               '../tree/b.c:3:4: warning: upstream has it, too\n'
+               '../tree/block/c.c:5:6: note: declared here\n')
+        self.assertEqual(
+            self.check.warnings_of(log, {'include/a.h', 'block/c.c'}),
+            ['include/a.h: warning: odd [-Wodd]'])
+        self.assertEqual(self.check.warnings_of(log, {'block/c.c'}), [])
+
     def test_folder_without_tests_fails(self):
         empty = self.folder / 'empty'
         empty.mkdir()
