@@ -162,6 +162,7 @@ static void look(void)
         resume();
         break;
     case RUN_STATE_RUNNING:
+    case RUN_STATE_SUSPENDED:
         break;                    /* until it stops */
     case RUN_STATE_FINISH_MIGRATE:
     case RUN_STATE_SAVE_VM:

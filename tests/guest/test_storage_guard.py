@@ -819,6 +819,22 @@ class OnTmpfs(GuardTest):
             self.assertEqual(counted['failed'], 0)
             self.check(vm)
 
+    def test_error_while_suspended(self):
+        """A write that waits in vain stops a VM that has gone to sleep."""
+        with self.vm(policy='hold', max_hold_ms=1000) as vm:
+            for reg, value in ((0x40, 0x601), (0x80, 1), (4, 1)):
+                vm.out('l', 0xcf8, 0x80000000 | 1 << 11 | 3 << 8 | reg)
+                vm.out('l', 0xcfc, value)
+            vm.fill()
+            vm.out('w', 0x604, 1 << 13 | 1 << 10)       # to sleep
+            vm.wait_state('suspended')
+            vm.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_state('suspended')
+            vm.wait_written()
+            self.check(vm)
+
     def test_other_errors(self):
         """EIO is not ENOSPC."""
         args = ('-blockdev', f'driver=file,node-name=data,'
