@@ -459,6 +459,14 @@ static void count_hit(OndemandRegion *r, hwaddr addr)
     }
 }
 
+/* So often was the VM asked to stop; atomic */
+static unsigned n_stops;
+
+unsigned ondemand_region_stops(void)
+{
+    return qatomic_read(&n_stops);
+}
+
 /* The instruction cannot be taken back: it gets all ones. */
 static MemTxResult access_failed(OndemandRegion *r, hwaddr addr, int err,
                                  MemTxAttrs attrs)
@@ -467,6 +475,7 @@ static MemTxResult access_failed(OndemandRegion *r, hwaddr addr, int err,
         /* who looks from outside is told, and changes nothing */
     } else if (r->backing.stop_on_error) {
         qemu_system_vmstop_request_prepare();
+        qatomic_inc(&n_stops);    /* before anybody can say "cont" to that */
         send_error(r, addr, err, ONDEMAND_ERROR_ACTION_STOP);
         qemu_system_vmstop_request(RUN_STATE_IO_ERROR);
     } else {

@@ -8,9 +8,9 @@
  * A request that was resolved leaves a credit.  The VM is resumed when there
  * is a credit, the run state is exactly io-error, nobody has said "stop", no
  * request keeps it stopped, and no disk has an error that a guard does not
- * know of.  This is looked at whenever one of them changes, so the order does
- * not matter: the error that stops a VM is known before it has stopped, and an
- * answer may come in between.
+ * know of, nor what is no disk.  This is looked at whenever one of them
+ * changes, so the order does not matter: the error that stops a VM is known
+ * before it has stopped, and an answer may come in between.
  *
  * Everything runs in the main thread under the BQL unless it says otherwise.
  */
@@ -27,6 +27,7 @@
 #include "system/block-backend.h"
 #include "system/dump.h"
 #include "system/hotpath-stats.h"
+#include "system/ondemand-region.h"
 #include "system/runstate.h"
 #include "trace.h"
 
@@ -55,6 +56,7 @@ typedef struct SpaceVm {
     bool initialized;
     bool user_stopped;
     bool error_stopped;           /* by an I/O error; not run since */
+    unsigned window_errors;       /* so many were dealt with */
     bool credit;
     int64_t credit_ms;
     QEMUTimer *look_timer;
@@ -73,11 +75,14 @@ static SpaceVm vm;
  * Resume
  */
 
-/* Whether a disk has an error that no guard knows of */
+/* Whether a disk has an error that no guard knows of, or what is no disk */
 static bool other_error(void)
 {
     BlockBackend *blk = NULL;
 
+    if (ondemand_region_stops() != vm.window_errors) {
+        return true;
+    }
     while ((blk = blk_all_next(blk))) {
         switch (blk_iostatus(blk)) {
         case BLOCK_DEVICE_IO_STATUS_OK:
@@ -157,6 +162,7 @@ static void look(void)
         resume();
         break;
     case RUN_STATE_RUNNING:
+    case RUN_STATE_SUSPENDED:
         break;                    /* until it stops */
     case RUN_STATE_FINISH_MIGRATE:
     case RUN_STATE_SAVE_VM:
@@ -198,6 +204,9 @@ static void vm_state_changed(void *opaque, bool running, RunState state)
 {
     vm.error_stopped = state == RUN_STATE_IO_ERROR;
     if (running) {
+        /* whatever was said before: a migration that fails resumes it, too */
+        vm.user_stopped = false;
+        vm.window_errors = ondemand_region_stops();
         space_requests_vm_runs();
     } else if (vm.error_stopped) {
         /* an old answer is none to what else may have stopped it */
@@ -221,6 +230,7 @@ void space_vm_user_cont(void)
     BlockBackend *blk = NULL;
 
     vm.user_stopped = false;
+    vm.window_errors = ondemand_region_stops();
     vm.credit = false;
     space_requests_user_cont();
     if (vm.initialized) {
@@ -260,7 +270,9 @@ static int vm_pre_save(void *opaque)
     s->n_entries = 0;
     g_free(s->entries);
     s->entries = g_new0(SpaceVmEntry, saved->len);
-    s->saved_user_stopped = s->user_stopped;
+    /* other errors do not come along: somebody has to look after them */
+    s->saved_user_stopped = s->user_stopped ||
+                            (s->error_stopped && other_error());
     for (unsigned i = 0; i < saved->len; i++) {
         const SpaceSaved *from = g_ptr_array_index(saved, i);
         SpaceVmEntry *to = &s->entries[s->n_entries];

@@ -20,6 +20,7 @@ from storage_vm import KIB, Loop, Tmpfs, need_root, run
 MB = 1000000
 TEN = 10
 PROGRAMS = 32                   # that the controller runs at a time
+POOL = 8                        # of these for one pool
 
 
 def is_gone(pid):
@@ -586,8 +587,12 @@ class Controller(DaemonTest):
             self.assertGreaterEqual(
                 int((self.daemons.dir / host).read_text()), 2 * MB)
 
-    def test_programs_are_bounded(self):
-        """Many that ask at once do not start as many programs."""
+    def start_slow(self, pools):
+        """Start a controller whose programs wait for a gate.
+
+        Requests of vmN are for the pool N.  Returns the program, the gate and
+        a function that tells how many were started.
+        """
         gate, log = self.daemons.dir / 'gate', self.daemons.dir / 'log'
         program = self.daemons.dir / 'slow'
         program.write_text(f'#!/bin/sh\necho >> {log}\n'
@@ -595,20 +600,33 @@ class Controller(DaemonTest):
                            'echo \'{"size": 2000000}\'\n')
         program.chmod(0o755)
         gate.touch()
-        self.daemons.configure([{**self.policy, 'command': [str(program)],
-                                 'timeout-ms': 60000}])
+        self.daemons.configure([
+            {**self.policy, 'vm': f'vm{pool}', 'timeout-ms': 60000,
+             'command': [str(program), str(pool)]}
+            for pool in range(pools)] + [{**self.policy, 'vm': 'other'}])
         self.daemons.start_controller()
-        peer = self.daemons.connect()
-        for number in range(1, PROGRAMS + 9):
-            peer.send(**self.request(number, path=f'/disk{number}',
-                                     needed=1))
 
         def started():
             return len(log.read_text()) if log.exists() else 0
+        return program, gate, started
+
+    def wait_started(self, started, number):
         end = time.monotonic() + WAIT_S
-        while started() < PROGRAMS:
+        while started() < number:
             self.assertLess(time.monotonic(), end, f'{started()} were started')
             time.sleep(0.05)
+
+    def send_many(self, peer, number, pools):
+        for i in range(1, number + 1):
+            peer.send(**self.request(i, path=f'/disk{i}', needed=1,
+                                     vm=f'vm{i % pools}'))
+
+    def test_programs_are_bounded(self):
+        """Many that ask at once do not start as many programs."""
+        program, gate, started = self.start_slow(5)
+        peer = self.daemons.connect()
+        self.send_many(peer, PROGRAMS + 8, 5)
+        self.wait_started(started, PROGRAMS)
         self.assertTrue(peer.silent(1))
         self.assertEqual(started(), PROGRAMS)
         # the others are next, also when they fail to start
@@ -617,10 +635,20 @@ class Controller(DaemonTest):
         self.daemons.wait_listed('Permission denied')
         program.chmod(0o755)
         # and then each one is told to grow, at least once
-        end = time.monotonic() + WAIT_S
-        while started() < 2 * PROGRAMS + 8:
-            self.assertLess(time.monotonic(), end, f'{started()} were started')
-            time.sleep(0.05)
+        self.wait_started(started, 2 * PROGRAMS + 8)
+
+    def test_one_pool_is_dead(self):
+        """... and leave some for other pools."""
+        _, gate, started = self.start_slow(1)
+        peer = self.daemons.connect()
+        self.send_many(peer, PROGRAMS + 8, 1)
+        self.wait_started(started, POOL)
+        answer = self.daemons.connect().ask(**self.request(1000, vm='other'))
+        self.assertEqual(answer['result'], 'grown')
+        self.assertEqual(started(), POOL)
+        # all of that pool are served when it is alive
+        gate.unlink()
+        self.wait_started(started, 2 * PROGRAMS + 16)
 
     def test_no_input_for_a_program(self):
         # the log is no file here, which the limit would be for as well

@@ -779,6 +779,25 @@ class OnTmpfs(GuardTest):
             self.assertEqual(target.requests(), [])
             self.check(target)
 
+    def test_stop_while_a_migration_fails(self):
+        """It does not stop the VM, so it does not keep it stopped later."""
+        with self.vm() as source:
+            source.cmd('migrate-set-capabilities', capabilities=[{
+                'capability': 'pause-before-switchover', 'state': True}])
+            source.cmd('migrate', uri='exec:cat > /dev/null')
+            source.wait(lambda: source.cmd('query-migrate')['status'] ==
+                        'pre-switchover', 'it pauses')
+            source.cmd('stop')
+            source.cmd('migrate_cancel')
+            source.wait_state('running')
+            source.fill()
+            source.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(source.resolve(), 'grown')
+            source.wait_state('running')
+            source.wait_written()
+            self.check(source)
+
     def test_low_water(self):
         with self.vm(low_water=MIB) as vm:
             following = 0
@@ -798,6 +817,22 @@ class OnTmpfs(GuardTest):
             self.assertEqual(counted['grown' if answered else 'recovered'], 1)
             self.assertEqual(vm.requests(), [])
             self.assertEqual(counted['failed'], 0)
+            self.check(vm)
+
+    def test_error_while_suspended(self):
+        """A write that waits in vain stops a VM that has gone to sleep."""
+        with self.vm(policy='hold', max_hold_ms=1000) as vm:
+            for reg, value in ((0x40, 0x601), (0x80, 1), (4, 1)):
+                vm.out('l', 0xcf8, 0x80000000 | 1 << 11 | 3 << 8 | reg)
+                vm.out('l', 0xcfc, value)
+            vm.fill()
+            vm.out('w', 0x604, 1 << 13 | 1 << 10)       # to sleep
+            vm.wait_state('suspended')
+            vm.wait_state('io-error')
+            self.storage.grow(MIB)
+            self.assertEqual(vm.resolve(), 'grown')
+            vm.wait_state('suspended')
+            vm.wait_written()
             self.check(vm)
 
     def test_other_errors(self):
@@ -849,6 +884,76 @@ class OnTmpfs(GuardTest):
                     vm.out('l', 0x1f0, 0)
                 vm.wait_state('io-error')
                 self.assert_stays(vm, 'io-error')
+
+    def test_other_error_migrates(self):
+        """... nor does it where the VM has gone since."""
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+            other = Path(folder, 'other')
+            other.write_bytes(bytes(MIB))
+            def args(errors):
+                return ('-blockdev', f'driver=file,node-name=odata,'
+                        f'filename={other}', '-blockdev',
+                        f'driver=blkdebug,node-name=bad,image=odata{errors}',
+                        '-device', 'ide-hd,drive=bad,bus=ide.1,id=other,'
+                        'werror=stop')
+            with self.vm('source', args(',inject-error.0.event=none,'
+                                        'inject-error.0.iotype=write,'
+                                        'inject-error.0.errno=5'),
+                         policy='hold', max_hold_ms=25000) as source, \
+                 self.vm('target', args('') +
+                         ('-incoming', f'unix:{folder}/m')) as target:
+                source.fill()
+                source.port = 0x170
+                source.start_write(0, 1)
+                source.forget()
+                source.wait_state('io-error')
+                self.assertTrue(source.request()['stopped'])
+                self.assertEqual(self.migrate(source, target,
+                                              f'unix:{folder}/m'), 'completed')
+                source.vm.shutdown(hard=True)
+                target.take_over(source)
+                target.request()
+                self.storage.grow(MIB)
+                self.assertEqual(target.resolve(), 'grown')
+                self.assert_stays(target, 'io-error')
+                target.cmd('cont')
+                target.wait_state('running')
+                target.wait_written()
+                self.check(target)
+
+    def test_other_device_has_an_error(self):
+        """The same with a device that is no disk."""
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as folder:
+            window = Path(folder, 'window')
+            window.write_bytes(bytes(256 * KIB))
+            args = ('-object', 'ondemand-policy,id=pol,granule=4k,chunks=16',
+                    '-device', 'ondemand-mem-pci,id=mem0,addr=8.0,policy=pol,'
+                    f'file={window}')
+            with self.vm('window', args, policy='hold',
+                         max_hold_ms=25000) as vm:
+                for reg, value in ((0x10, 0xe0000000), (0x14, 0), (4, 2)):
+                    vm.out('l', 0xcf8, 0x80000000 | 8 << 11 | reg)
+                    vm.out('l', 0xcfc, value)
+                following = vm.fill()
+                window.write_bytes(b'')
+                vm.vm.qtest('readq 0xe0000000')
+                vm.wait_state('io-error')
+                self.assertTrue(vm.request()['stopped'])
+                self.storage.grow(MIB)
+                self.assertEqual(vm.resolve(), 'grown')
+                self.assert_stays(vm, 'io-error')
+                vm.cmd('cont')
+                vm.wait_state('running')
+                vm.wait_written()
+                # and that is forgotten afterwards
+                vm.fill(following)
+                vm.resolve('denied')
+                vm.wait_state('io-error')
+                self.storage.grow(MIB)
+                self.assertEqual(vm.resolve(), 'grown')
+                vm.wait_state('running')
+                vm.wait_written()
+                self.check(vm)
 
     def test_old_error(self):
         """An error that was dealt with does not count later."""

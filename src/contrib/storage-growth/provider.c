@@ -35,6 +35,7 @@
 #define OUTPUT_MAX_BYTES (64 * 1024)
 #define THREADS_MAX 16
 #define PROGRAMS_MAX 32           /* more wait; as in the manual */
+#define POOL_MAX 8                /* of these for one pool; there as well */
 
 /* <linux/mount.h> and <sys/mount.h> exclude each other */
 #define PICK_CLOEXEC 0x1
@@ -54,7 +55,7 @@ typedef struct Job {
 
     int64_t size;
     char *error;
-    bool counted;                 /* as one of the programs */
+    char *pool;                   /* of a program; see program_pool() */
     GSubprocess *process;
     GCancellable *cancel;         /* of reading what it prints */
     unsigned timer;
@@ -64,34 +65,56 @@ typedef struct Job {
 static void program_start(Job *job);
 
 /*
- * Programs that run, or are being waited for, and those that are to
+ * Programs that run, or are being waited for, and those that are to.  Those of
+ * one pool, which may be dead, must not keep all the others waiting.
  */
-static unsigned programs;
+static GQueue programs = G_QUEUE_INIT;
 static GQueue programs_next = G_QUEUE_INIT;
+
+/* What is dead at the same time: a volume group, an RBD pool, a program */
+static char *program_pool(const Job *job)
+{
+    return job->policy->provider == SG_PROVIDER_EXEC
+               ? g_strjoinv("\n", job->policy->command)
+               : g_path_get_dirname(job->resource);
+}
+
+static bool may_start(const Job *job)
+{
+    unsigned n = 0;
+
+    for (GList *el = programs.head; el; el = el->next) {
+        n += g_str_equal(((Job *)el->data)->pool, job->pool);
+    }
+    return programs.length < PROGRAMS_MAX && n < POOL_MAX;
+}
 
 static void programs_enter(Job *job)
 {
-    if (programs == PROGRAMS_MAX) {
+    job->pool = program_pool(job);
+    if (may_start(job)) {
+        g_queue_push_tail(&programs, job);
+        program_start(job);
+    } else {
         g_queue_push_tail(&programs_next, job);
-        return;
     }
-    programs++;
-    job->counted = true;
-    program_start(job);
 }
 
 static void programs_leave(Job *job)
 {
-    Job *next;
+    GList *el = programs_next.head;
 
-    if (!job->counted) {
+    if (!g_queue_remove(&programs, job)) {
         return;
     }
-    job->counted = false;
-    programs--;
-    next = g_queue_pop_head(&programs_next);
-    if (next) {
-        programs_enter(next);
+    while (el && !may_start(el->data)) {
+        el = el->next;
+    }
+    /* one that leaves makes way for one */
+    if (el) {
+        g_queue_unlink(&programs_next, el);
+        g_queue_push_tail_link(&programs, el);
+        program_start(el->data);
     }
 }
 
@@ -123,6 +146,7 @@ static void job_free(Job *job)
     g_clear_object(&job->process);
     g_clear_object(&job->cancel);
     g_free(job->resource);
+    g_free(job->pool);
     g_free(job->vm);
     g_free(job->key);
     g_free(job->error);

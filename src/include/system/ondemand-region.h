@@ -130,4 +130,16 @@ bool ondemand_region_realize(OndemandRegion *r, DeviceState *owner,
  */
 void ondemand_region_unrealize(OndemandRegion *r);
 
+/**
+ * ondemand_region_stops: how often a window has asked the VM to stop
+ *
+ * The run state does not tell that it was a window.  What had stopped the VM
+ * before an access failed may be over, but the window's error is not.
+ *
+ * Context: any thread.
+ *
+ * Returns: a number that grows before the VM stops
+ */
+unsigned ondemand_region_stops(void);
+
 #endif
