@@ -153,6 +153,7 @@ static int listen_at_path(ZpipeChardev *s)
 void zpipe_link_close(ZpipeChardev *s)
 {
     struct stat st;
+    int sock;
 
     if (s->listener < 0) {
         return;
@@ -164,6 +165,11 @@ void zpipe_link_close(ZpipeChardev *s)
     if (stat(s->path, &st) == 0 && st.st_dev == s->listener_dev &&
         st.st_ino == s->listener_ino) {
         unlink(s->path);
+    }
+    /* clients that were not taken may have sent what a close() waits for */
+    shutdown(s->listener, SHUT_RD);
+    while ((sock = zpipe_accept(s->listener)) >= 0) {
+        zpipe_refuse(sock, "the server has left this path");
     }
     close(s->listener);
     s->listener = -1;

@@ -27,6 +27,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
+#include "qemu/sockets.h"
 #include "system/system.h"
 #include "../../chardev/char-zpipe-internal.h"
 #include "zpipe.h"
@@ -747,6 +748,68 @@ static void test_left_at_once(void)
     teardown(&f);
 }
 
+/* Full, and told to wait for its data to go when it is closed. */
+static int lingering_socket(int *listener)
+{
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)
+    };
+    struct linger linger = { .l_onoff = 1, .l_linger = 600 };
+    socklen_t len = sizeof(addr);
+    static char data[64 * 1024];
+    int fd = qemu_socket(AF_INET, SOCK_STREAM, 0);
+
+    *listener = qemu_socket(AF_INET, SOCK_STREAM, 0);
+    g_assert_cmpint(bind(*listener, (void *)&addr, len), ==, 0);
+    g_assert_cmpint(listen(*listener, 1), ==, 0);
+    getsockname(*listener, (void *)&addr, &len);
+    g_assert_cmpint(connect(fd, (void *)&addr, len), ==, 0);
+    qemu_set_blocking(fd, false, &error_abort);
+    while (write(fd, data, sizeof(data)) > 0) {
+        /* until it is full */
+    }
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+    return fd;
+}
+
+/* A client that was not taken does not keep the path from being closed. */
+static void test_never_taken(void)
+{
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = { };
+    struct iovec iov = { (void *)"x", 1 };
+    struct msghdr hdr = {
+        .msg_iov = &iov, .msg_iovlen = 1,
+        .msg_control = &control, .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&hdr);
+    int sock, fd, listener;
+    sigset_t set;
+    Fixture f;
+
+    setup(&f, ",server=on,wait=off");
+    fd = lingering_socket(&listener);
+    sock = zpipe_dial(f.path);
+    g_assert_cmpint(sock, >=, 0);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
+    g_assert_cmpint(sendmsg(sock, &hdr, 0), ==, 1);
+    close(fd);
+    /* a close() that waits ends the test; the main loop has it blocked */
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    alarm(30);
+    teardown(&f);
+    alarm(0);
+    close(sock);
+    close(listener);                    /* which resets the other */
+}
+
 /* All numbers below are taken: then a limit leaves no descriptor. */
 typedef struct Descriptors {
     int fds[32], n;
@@ -1458,6 +1521,7 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);
+    g_test_add_func("/zpipe/never-taken", test_never_taken);
     g_test_add_func("/zpipe/no-descriptors", test_no_descriptors);
     g_test_add_func("/zpipe/wait-no-descriptors", test_wait_no_descriptors);
     g_test_add_func("/zpipe/not-renewed", test_not_renewed);
