@@ -310,7 +310,9 @@ static void test_linger(void)
     victim_close(&v);
 }
 
-enum { TOO_MANY, UNREAD, UNREAD_RESET, IN_BELL, IN_BELL_READ, IN_SOCKET, CASES };
+enum {
+    TOO_MANY, UNREAD, UNREAD_RESET, IN_BELL, IN_BELL_READ, IN_SOCKET, CASES
+};
 
 /* Descriptors that the library does not get to see, if it does not look. */
 static void test_hidden(const void *opaque)
