@@ -21,6 +21,8 @@
  * meanwhile.  The source of the migration leaves the path at once, and ends
  * the connection when the peer has read what was copied for it, or after a
  * second.  So for some time it is no error that the path or the peer is busy.
+ * A source that goes on after all (it was saved) does as an incoming VM: a port
+ * whose handlers are off is not told of that end.
  */
 
 #include "qemu/osdep.h"
@@ -151,6 +153,7 @@ static int listen_at_path(ZpipeChardev *s)
 void zpipe_link_close(ZpipeChardev *s)
 {
     struct stat st;
+    int sock;
 
     if (s->listener < 0) {
         return;
@@ -162,6 +165,11 @@ void zpipe_link_close(ZpipeChardev *s)
     if (stat(s->path, &st) == 0 && st.st_dev == s->listener_dev &&
         st.st_ino == s->listener_ino) {
         unlink(s->path);
+    }
+    /* clients that were not taken may have sent what a close() waits for */
+    shutdown(s->listener, SHUT_RD);
+    while ((sock = zpipe_accept(s->listener)) >= 0) {
+        zpipe_refuse(sock, "the server has left this path");
     }
     close(s->listener);
     s->listener = -1;
@@ -290,6 +298,12 @@ static void renew(ZpipeChardev *s)
     zpipe_vm_new_handle(s);
 }
 
+static void begin_anew(ZpipeChardev *s)
+{
+    zpipe_chr_cancel_all(s);
+    renew(s);
+}
+
 static void give_up(ZpipeChardev *s)
 {
     Chardev *chr = CHARDEV(s);
@@ -304,8 +318,7 @@ static void give_up(ZpipeChardev *s)
         s->totals.closed++;
     }
     qemu_chr_be_event(chr, CHR_EVENT_CLOSED);
-    zpipe_chr_cancel_all(s);
-    renew(s);
+    begin_anew(s);
 }
 
 /*
@@ -430,12 +443,21 @@ static bool is_drained(ZpipeChardev *s)
 
 static void stop_now(ZpipeChardev *s)
 {
+    Chardev *chr = CHARDEV(s);
+
     s->drain_us = s->reconnect_us = 0;
     WITH_QEMU_LOCK_GUARD(&s->lock) {
         zpipe_detach(s->zp);
     }
     s->seen = ZPIPE_IDLE;
-    give_up(s);
+    if (chr->be_open && chr->fe && !chr->fe->chr_event) {
+        /* a guest that goes on here finds what it would find there */
+        s->hold_us = s->left_us = 0;
+        s->ended = false;
+        begin_anew(s);
+    } else {
+        give_up(s);
+    }
 }
 
 static void drain(ZpipeChardev *s)
@@ -552,6 +574,9 @@ static void wait_for_client(ZpipeChardev *s)
 
     g_poll(&fd, 1, -1);
     accept_clients(s);
+    if (s->rest_us > now_us()) {
+        g_usleep(REST_US);
+    }
 }
 
 /* One attempt.  Returns false if there is no use in another. */

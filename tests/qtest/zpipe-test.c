@@ -1095,6 +1095,38 @@ static void test_left_while_stopped(const void *data)
 }
 
 /*
+ * A peer leaves while the VM is stopped.  The guest has what it was writing
+ * back when it goes on, as if it had run; and the next peer is a new one.
+ */
+static void test_gone_while_stopped(const void *data)
+{
+    uint64_t got;
+    Test t;
+
+    test_begin(&t, data, "");
+    guest_post_out(&t.guest, 200 * 1000, CHAIN);
+    peer_read(t.peer, 120 * 1000);
+    wait_until(&t, !t.peer->reading);
+    got = t.peer->got;
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'stop'}");
+    peer_free(t.peer);
+    t.peer = NULL;
+    wait_until(&t, stat_of(t.guest.qts, "zpipe-closed") == 1);
+    qtest_qmp_assert_success(t.guest.qts, "{'execute': 'cont'}");
+    wait_until(&t, (guest_poll(&t.guest), guest_out_idle(&t.guest)));
+    guest_post_out(&t.guest, 300 * 1000, CHAIN);
+    wait_until(&t, (guest_poll(&t.guest), guest_out_idle(&t.guest)));
+    g_assert_cmpint(stat_of(t.guest.qts, "zpipe-closed"), ==, 1);
+    g_assert_cmpuint(got, <, t.guest.out.pos);
+
+    t.peer = peer_new(t.path);
+    wait_until(&t, zpipe_state(t.peer->zp) == ZPIPE_CONNECTED);
+    t.peer->got = t.guest.out.pos;
+    transfer(&t, t.guest.out.pos + 100 * 1000, 100 * 1000, 2);
+    test_end(&t);
+}
+
+/*
  * Another chardev takes over in the middle.  It has no peer at that time, so
  * the guest is told that the port is closed, and has all buffers back.
  */
@@ -1445,6 +1477,11 @@ int main(int argc, char **argv)
     qtest_add_data_func("/zpipe/left-while-stopped/held",
                         "server=on,wait=off,hold-ms=500",
                         test_left_while_stopped);
+    qtest_add_data_func("/zpipe/gone-while-stopped", "server=on,wait=off",
+                        test_gone_while_stopped);
+    qtest_add_data_func("/zpipe/gone-while-stopped/logfile",
+                        "server=on,wait=off,logfile=/dev/null",
+                        test_gone_while_stopped);
     qtest_add_func("/zpipe/change", test_change);
     qtest_add_func("/zpipe/console", test_console);
     qtest_add_func("/zpipe/logfile", test_logfile);

@@ -27,6 +27,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
+#include "qemu/sockets.h"
 #include "system/system.h"
 #include "../../chardev/char-zpipe-internal.h"
 #include "zpipe.h"
@@ -53,8 +54,19 @@ int clock_gettime(clockid_t clock, struct timespec *ts)
     return 0;
 }
 
+/* What the thread that waits for a client does, see below. */
+static struct {
+    pid_t thread;
+    unsigned failures, sleeps;
+} waiting;
+
 int nanosleep(const struct timespec *req, struct timespec *rem)
 {
+    pid_t waits = qatomic_read(&waiting.thread);
+
+    if (waits && syscall(SYS_gettid) == waits) {
+        waiting.sleeps++;
+    }
     if (!fake_clock.stopped) {
         return syscall(SYS_nanosleep, req, rem);
     }
@@ -736,14 +748,93 @@ static void test_left_at_once(void)
     teardown(&f);
 }
 
+/* Full, and told to wait for its data to go when it is closed. */
+static int lingering_socket(int *listener)
+{
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)
+    };
+    struct linger linger = { .l_onoff = 1, .l_linger = 600 };
+    socklen_t len = sizeof(addr);
+    static char data[64 * 1024];
+    int fd = qemu_socket(AF_INET, SOCK_STREAM, 0);
+
+    *listener = qemu_socket(AF_INET, SOCK_STREAM, 0);
+    g_assert_cmpint(bind(*listener, (void *)&addr, len), ==, 0);
+    g_assert_cmpint(listen(*listener, 1), ==, 0);
+    getsockname(*listener, (void *)&addr, &len);
+    g_assert_cmpint(connect(fd, (void *)&addr, len), ==, 0);
+    qemu_set_blocking(fd, false, &error_abort);
+    while (write(fd, data, sizeof(data)) > 0) {
+        /* until it is full */
+    }
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+    return fd;
+}
+
+/* A client that was not taken does not keep the path from being closed. */
+static void test_never_taken(void)
+{
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = { };
+    struct iovec iov = { (void *)"x", 1 };
+    struct msghdr hdr = {
+        .msg_iov = &iov, .msg_iovlen = 1,
+        .msg_control = &control, .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&hdr);
+    int sock, fd, listener;
+    sigset_t set;
+    Fixture f;
+
+    setup(&f, ",server=on,wait=off");
+    fd = lingering_socket(&listener);
+    sock = zpipe_dial(f.path);
+    g_assert_cmpint(sock, >=, 0);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
+    g_assert_cmpint(sendmsg(sock, &hdr, 0), ==, 1);
+    close(fd);
+    /* a close() that waits ends the test; the main loop has it blocked */
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    alarm(30);
+    teardown(&f);
+    alarm(0);
+    close(sock);
+    close(listener);                    /* which resets the other */
+}
+
 /* All numbers below are taken: then a limit leaves no descriptor. */
 typedef struct Descriptors {
     int fds[32], n;
     struct rlimit limit;
 } Descriptors;
 
+static unsigned threads(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/task", 0, NULL);
+    unsigned n = 0;
+
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    return n;
+}
+
+static unsigned threads_at_start;
+
 static void take_low_numbers(Descriptors *d)
 {
+    /* those of earlier tests that close something, and free a number later */
+    for (int i = 0; i < 2000 && threads() > threads_at_start; i++) {
+        g_usleep(1000);
+    }
     d->n = 0;
     do {
         g_assert_cmpint(d->n, <, ARRAY_SIZE(d->fds));
@@ -789,6 +880,61 @@ static void test_no_descriptors(void)
     clock_go_on();
     give_back_all(&d);
     wait_for(&f, f.opened && zpipe_state(f.peer) == ZPIPE_CONNECTED);
+    teardown(&f);
+}
+
+int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
+{
+    int ret = syscall(SYS_accept4, fd, addr, len, flags);
+
+    if (ret < 0 && errno == EMFILE && waiting.thread) {
+        qatomic_inc(&waiting.failures);
+    }
+    return ret;
+}
+
+typedef struct LateClient {
+    Fixture *f;
+    Descriptors d;
+} LateClient;
+
+static gpointer late_client(gpointer opaque)
+{
+    LateClient *late = opaque;
+    int64_t end = g_get_monotonic_time() + WAIT_US;
+
+    while (qatomic_read(&waiting.failures) < 4) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+    give_back_all(&late->d);
+    while (zpipe_state(late->f->peer) != ZPIPE_CONNECTED) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_assert_null(zpipe_reap(late->f->peer));
+        g_usleep(1000);
+    }
+    return NULL;
+}
+
+/* The same when QEMU waits for a client: it rests after each attempt. */
+static void test_wait_no_descriptors(void)
+{
+    LateClient late;
+    GThread *thread;
+    Fixture f;
+
+    take_low_numbers(&late.d);
+    setup(&f, ",server=on,wait=off");
+    dial(&f);
+    late.f = &f;
+    leave_none(&late.d);
+    qatomic_set(&waiting.thread, qemu_get_thread_id());
+    thread = g_thread_new("client", late_client, &late);
+    g_assert_cmpint(qemu_chr_fe_wait_connected(&f.fe, &error_abort), ==, 0);
+    g_thread_join(thread);
+    qatomic_set(&waiting.thread, 0);
+    g_assert_cmpuint(waiting.sleeps, >=, waiting.failures);
+    wait_for(&f, f.opened);
     teardown(&f);
 }
 
@@ -1359,6 +1505,7 @@ int main(int argc, char **argv)
     qemu_init_main_loop(&error_abort);
     module_call_init(MODULE_INIT_QOM);
     qemu_add_opts(&qemu_chardev_opts);
+    threads_at_start = threads();
 
     g_test_add_func("/zpipe/open-close", test_open_close);
     g_test_add_func("/zpipe/classic", test_classic);
@@ -1374,7 +1521,9 @@ int main(int argc, char **argv)
     g_test_add_func("/zpipe/hold-ends", test_hold_ends);
     g_test_add_func("/zpipe/left", test_left);
     g_test_add_func("/zpipe/left-at-once", test_left_at_once);
+    g_test_add_func("/zpipe/never-taken", test_never_taken);
     g_test_add_func("/zpipe/no-descriptors", test_no_descriptors);
+    g_test_add_func("/zpipe/wait-no-descriptors", test_wait_no_descriptors);
     g_test_add_func("/zpipe/not-renewed", test_not_renewed);
     g_test_add_func("/zpipe/failed-handshake", test_failed_handshake);
     g_test_add_func("/zpipe/keeps-view", test_keeps_view);

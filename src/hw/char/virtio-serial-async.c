@@ -333,6 +333,11 @@ void virtio_serial_async_start(VirtIOSerialPort *port)
         return;
     }
     a->running = VIRTIO_DEVICE(port->vser)->vm_running;
+    if (a->running && port->host_connected && a->chr->chr_event &&
+        !qemu_chr_fe_backend_open(a->chr)) {
+        /* it was closed while the VM was stopped, and nobody listened */
+        a->chr->chr_event(a->chr->opaque, CHR_EVENT_CLOSED);
+    }
     why = qemu_chr_fe_async(a->chr);
     if (port->async_active && why != CHAR_ASYNC_OK && port->host_connected) {
         /* what was given back has no other kick to wait for */

@@ -154,9 +154,16 @@ static enum found discard(int sock, bool packets)
         .msg_control = control.space, .msg_controllen = sizeof(control.space),
     };
     int fds[ZP_FDS_RECEIVED];
-    ssize_t ret = recvmsg(sock, &hdr, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    ssize_t ret;
     int n;
 
+    /* a peer that left something unread leaves one error, before its packets */
+    for (int errors = 0; ; errors++) {
+        ret = recvmsg(sock, &hdr, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (ret >= 0 || errno != ECONNRESET || errors == 2) {
+            break;
+        }
+    }
     if (ret < 0) {
         return NOTHING;
     }

@@ -310,7 +310,9 @@ static void test_linger(void)
     victim_close(&v);
 }
 
-enum { TOO_MANY, UNREAD, IN_BELL, IN_BELL_READ, IN_SOCKET, CASES };
+enum {
+    TOO_MANY, UNREAD, UNREAD_RESET, IN_BELL, IN_BELL_READ, IN_SOCKET, CASES
+};
 
 /* Descriptors that the library does not get to see, if it does not look. */
 static void test_hidden(const void *opaque)
@@ -331,6 +333,14 @@ static void test_hidden(const void *opaque)
     case UNREAD:
         send_fds(v.raw->sock, &msg, sizeof(msg), &fd, 1);
         close(fd);
+        break;
+    case UNREAD_RESET:
+        /* it leaves unread what we said: an error comes before the packet */
+        g_assert_nonnull(zpipe_buffer_new(v.zp, 4096));
+        send_fds(v.raw->sock, &msg, sizeof(msg), &fd, 1);
+        close(fd);
+        close(v.raw->sock);
+        v.raw->sock = -1;
         break;
     case IN_BELL:
     case IN_BELL_READ:
@@ -363,7 +373,8 @@ static void test_hidden(const void *opaque)
 int main(int argc, char **argv)
 {
     static const char *const names[CASES] = {
-        "too-many", "unread", "in-bell", "in-bell-read", "in-socket"
+        "too-many", "unread", "unread-reset", "in-bell", "in-bell-read",
+        "in-socket"
     };
 
     g_test_init(&argc, &argv, NULL);
