@@ -24,6 +24,9 @@
  *   slow       makes it before the report
  *   message    writes once more, by a message, before bus mastering is off
  *   fds        sends a file descriptor with a request for each DMA
+ *   fds-map    the same before it refuses a map
+ *   flood      sends no end of requests before it says how a DMA went
+ *   ask        the same, which it takes no answer to
  *
  * It writes memory that has no file descriptor by messages, and waits for no
  * answer to them.
@@ -51,6 +54,7 @@
 #define MAX_BODY        (1 << 20)
 #define MAX_REGIONS     64
 #define SLOW_S          3
+#define FLOOD           (1ull << 30)
 #define VERSION_CAPS    "{\"capabilities\":{\"max_msg_fds\":8," \
                         "\"max_data_xfer_size\":1048576," \
                         "\"migration\":{\"pgsize\":4096}}}"
@@ -253,6 +257,29 @@ static void dma_message(uint64_t addr, uint32_t len, uint8_t fill)
     write_all(msg, size);
 }
 
+/* More than is to be kept: writes, or reads of more than they take. */
+static void flood(void)
+{
+    uint64_t at = regs[0] | (uint64_t)regs[1] << 32;
+    VFIOUserDMARW msg = {
+        .hdr = {
+            .command = VFIO_USER_DMA_READ,
+            .flags = VFIO_USER_REQUEST,
+            .size = sizeof(msg),
+        },
+        .offset = at,
+        .count = PAGE,
+    };
+
+    for (uint64_t sent = 0; sent < FLOOD; sent += PAGE) {
+        if (!strcmp(mode, "flood")) {
+            dma_message(at, PAGE, 0x5a);
+        } else {
+            write_all(&msg, sizeof(msg));
+        }
+    }
+}
+
 static int dma(uint64_t addr, uint32_t len, uint8_t fill)
 {
     for (int i = 0; i < MAX_REGIONS; i++) {
@@ -348,9 +375,17 @@ static void access_region(VFIOUserHdr *hdr)
         reply(hdr, EINVAL, 0);
         return;
     }
+    if (!write && at != config && rw->offset == TESTDEV_STATUS &&
+        (!strcmp(mode, "flood") || !strcmp(mode, "ask"))) {
+        flood();
+    }
     if (!write) {
         memcpy(rw->data, at + rw->offset, rw->count);
         reply(hdr, 0, sizeof(*rw) - sizeof(*hdr) + rw->count);
+        while (!strcmp(mode, "ask") && at != config &&
+               rw->offset == TESTDEV_STATUS) {
+            pause();
+        }
         return;
     }
     if (!strcmp(mode, "message") && at == config && rw->offset == PCI_COMMAND &&
@@ -397,6 +432,9 @@ static void handle(VFIOUserHdr *hdr, size_t len, int fd)
         break;
     case VFIO_USER_DMA_MAP:
         if (strstr(later ?: mode, "-map") && maps++ >= lies_from) {
+            if (!strcmp(later ?: mode, "fds-map")) {
+                send_fd();
+            }
             if (strcmp(later ?: mode, "mute-map")) {
                 reply(hdr, EACCES, 0);
             }
