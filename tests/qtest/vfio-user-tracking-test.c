@@ -1262,7 +1262,7 @@ static unsigned peak_mib(TrackedVM *vm)
     g_assert_true(g_file_get_contents(path, &status, NULL, NULL));
     peak = strstr(status, "VmHWM:");
     g_assert_nonnull(peak);
-    return strtoul(peak + strlen("VmHWM:"), NULL, 10) >> 10;
+    return g_ascii_strtoull(peak + strlen("VmHWM:"), NULL, 10) >> 10;
 }
 
 /* A server that sends more than QEMU keeps is left; the VM goes on. */
