@@ -1047,8 +1047,9 @@ static void map_device_find(TrackedVM *vm)
  */
 static void test_map_fails(gconstpointer opaque)
 {
-    bool mute = opaque;
-    const char *mode = mute ? "mute-map" : "refuse-map";
+    const char *mode = opaque;
+    int err = !strcmp(mode, "mute-map") ? ETIMEDOUT :
+              !strcmp(mode, "long-map") ? EINVAL : EACCES;
     g_autofree char *why = NULL;
     unsigned n = 0;
     Server server;
@@ -1063,7 +1064,7 @@ static void test_map_fails(gconstpointer opaque)
         const char *desc = qdict_get_str(error, "desc");
 
         g_assert_nonnull(strstr(desc, "the server refuses to map memory"));
-        g_assert_nonnull(strstr(desc, strerror(mute ? ETIMEDOUT : EACCES)));
+        g_assert_nonnull(strstr(desc, strerror(err)));
         qobject_unref(error);
         server_stop(&server);
         g_assert_cmpint(++n, <, 60);
@@ -1228,7 +1229,7 @@ static void test_fds(void)
 }
 
 /* The same of a device that is not made, whose requests nobody looks at. */
-static void test_fds_map(void)
+static void test_fds_map(gconstpointer opaque)
 {
     unsigned before, after;
     Server server;
@@ -1240,7 +1241,7 @@ static void test_fds_map(void)
                      "-device pcie-root-port,id=rp0,chassis=1,addr=7.0");
     before = count_fds(&vm);
     for (int i = 0; i < 10; i++) {
-        error = map_device_add(&vm, &server, "fds-map", 0);
+        error = map_device_add(&vm, &server, opaque, 0);
         g_assert_nonnull(error);
         qobject_unref(error);
         server_stop(&server);
@@ -1397,13 +1398,18 @@ int main(int argc, char **argv)
                         test_capability_refused);
     qtest_add_data_func("/vfio-user-tracking/background-snapshot",
                         "background-snapshot", test_capability_refused);
-    qtest_add_data_func("/vfio-user-tracking/map-refused", NULL,
+    qtest_add_data_func("/vfio-user-tracking/map-refused", "refuse-map",
                         test_map_fails);
-    qtest_add_data_func("/vfio-user-tracking/map-mute", "", test_map_fails);
+    qtest_add_data_func("/vfio-user-tracking/map-mute", "mute-map",
+                        test_map_fails);
+    qtest_add_data_func("/vfio-user-tracking/map-long", "long-map",
+                        test_map_fails);
     qtest_add_func("/vfio-user-tracking/messages", test_messages);
     qtest_add_func("/vfio-user-tracking/last-message", test_last_message);
     qtest_add_func("/vfio-user-tracking/fds", test_fds);
-    qtest_add_func("/vfio-user-tracking/fds-map", test_fds_map);
+    qtest_add_data_func("/vfio-user-tracking/fds-map", "fds-map", test_fds_map);
+    qtest_add_data_func("/vfio-user-tracking/fds-part", "part-map",
+                        test_fds_map);
     qtest_add_data_func("/vfio-user-tracking/flood", "flood", test_flood);
     qtest_add_data_func("/vfio-user-tracking/ask", "ask", test_flood);
     qtest_add_func("/vfio-user-tracking/unmask", test_unmask);
