@@ -1288,7 +1288,8 @@ static void test_flood(gconstpointer opaque)
     }
     after = peak_mib(&vm);
     g_test_message("peak: %u MiB, %u MiB later", before, after);
-    g_assert_cmpint(after, <, before + 400);
+    /* it sends a GiB; a sanitizer keeps what is freed for a while */
+    g_assert_cmpint(after, <, before + 800);
     rsp = qtest_qmp_assert_success_ref(vm.qts, "{ 'execute': 'query-status' }");
     g_assert_true(qdict_get_bool(rsp, "running"));
     qobject_unref(rsp);
