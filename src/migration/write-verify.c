@@ -59,6 +59,7 @@ typedef struct Seen {
     uint32_t *hash;             /* of pages that were not dirty */
     unsigned long *dirty;       /* was dirty at the last look */
     unsigned long *suspect;     /* changed then, and was not dirty */
+    bool in_scope;              /* at this look */
 } Seen;
 
 /* Where pages were found, and how many. */
@@ -152,6 +153,28 @@ static void look_at_page(RAMBlock *rb, Seen *s, uint64_t i, bool last,
     s->hash[i] = hash;
 }
 
+/*
+ * With the big lock: a region goes at once with its device, and only the block
+ * waits for those who look at it.
+ */
+static void choose_blocks(void)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+        Seen *s = g_hash_table_lookup(seen, rb->idstr);
+        bool wanted = rb->bmap && in_scope(rb);
+
+        if (wanted && (!s || s->pages != block_pages(rb))) {
+            s = seen_new(rb);
+        }
+        if (s) {
+            s->in_scope = wanted;
+        }
+    }
+}
+
 static void look_at_all(bool last, Found *missed)
 {
     RAMBlock *rb;
@@ -160,11 +183,9 @@ static void look_at_all(bool last, Found *missed)
     RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
         Seen *s = g_hash_table_lookup(seen, rb->idstr);
 
-        if (!rb->bmap || !in_scope(rb)) {
+        /* one that came since then has no bitmap */
+        if (!s || !s->in_scope || !rb->bmap || s->pages != block_pages(rb)) {
             continue;
-        }
-        if (!s || s->pages != block_pages(rb)) {
-            s = seen_new(rb);
         }
         for (uint64_t i = 0; i < s->pages; i++) {
             look_at_page(rb, s, i, last, missed);
@@ -185,6 +206,7 @@ static void look(bool last)
         round_nr = 0;
     }
     round_nr++;
+    choose_blocks();
     if (alone) {
         bql_unlock();
     }

@@ -1618,6 +1618,35 @@ static void test_late_deleted_again(void)
     pair_stop(&p);
 }
 
+/*
+ * When the guest has let go for the migration, it cannot be asked to do so for
+ * device_del; when it has the device back it can.
+ */
+static void test_late_deleted_after(gconstpointer opaque)
+{
+    QDict *rsp;
+    Pair p;
+
+    pair_unplug = opaque;
+    pair_open(&p, 5000);
+    pair_migrate(&p);
+    qtest_qmp_eventwait(p.vm.qts, "UNPLUG_PRIMARY");
+    eject(&p);
+    rsp = qtest_qmp(p.vm.qts, "{ 'execute': 'device_del', 'arguments': {"
+                              "  'id': 'primary0' } }");
+    g_assert_true(qdict_haskey(rsp, "error"));
+    qobject_unref(rsp);
+    tracked_vm_wait_switchover(&p.vm);
+    qtest_qmp_assert_success(p.vm.qts, "{ 'execute': 'migrate_cancel' }");
+    tracked_vm_wait(&p.vm, "cancelled");
+    assert_replugged(&p);
+    qtest_qmp_device_del_send(p.vm.qts, "primary0");
+    eject(&p);
+    qtest_qmp_eventwait(p.vm.qts, "DEVICE_DELETED");
+    pair_stop(&p);
+    pair_unplug = "late";
+}
+
 /* Its transactions do not end after the eject: nobody knows what it writes. */
 static void test_late_stuck(void)
 {
@@ -2058,6 +2087,10 @@ int main(int argc, char **argv)
                         test_late_deleted_first);
     qtest_add_func("/vfio-tracking/late/deleted-again",
                    test_late_deleted_again);
+    qtest_add_data_func("/vfio-tracking/late/deleted-after", "late",
+                        test_late_deleted_after);
+    qtest_add_data_func("/vfio-tracking/late/deleted-after-early", "early",
+                        test_late_deleted_after);
     qtest_add_func("/vfio-tracking/late/stuck", test_late_stuck);
     qtest_add_func("/vfio-tracking/faults", test_faults);
 

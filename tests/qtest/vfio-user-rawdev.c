@@ -17,6 +17,7 @@
  *   mad        every bit is set, also those beyond the range
  *   refuse-map an error for each region that is to be mapped
  *   mute-map   no answer to that
+ *   long-map   an answer to that with more than was asked for
  *   end        ends when it is asked for a report
  *   half       ends in the middle of it
  *   half-mute  says nothing any more from the middle of a report on
@@ -24,6 +25,10 @@
  *   slow       makes it before the report
  *   message    writes once more, by a message, before bus mastering is off
  *   fds        sends a file descriptor with a request for each DMA
+ *   fds-map    the same before it refuses a map
+ *   part-map   ends in the middle of that request
+ *   flood      sends no end of requests before it says how a DMA went
+ *   ask        the same, which it takes no answer to
  *
  * It writes memory that has no file descriptor by messages, and waits for no
  * answer to them.
@@ -51,6 +56,7 @@
 #define MAX_BODY        (1 << 20)
 #define MAX_REGIONS     64
 #define SLOW_S          3
+#define FLOOD           (1ull << 30)
 #define VERSION_CAPS    "{\"capabilities\":{\"max_msg_fds\":8," \
                         "\"max_data_xfer_size\":1048576," \
                         "\"migration\":{\"pgsize\":4096}}}"
@@ -211,7 +217,7 @@ static void unmap(uint64_t iova)
 }
 
 /* With a request, which takes none. */
-static void send_fd(void)
+static void send_fd(size_t len)
 {
     VFIOUserDMARW data = {
         .hdr = {
@@ -224,7 +230,7 @@ static void send_fd(void)
         char buf[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
     } control = { };
-    struct iovec iov = { &data, sizeof(data) };
+    struct iovec iov = { &data, len };
     struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
                           .msg_control = &control,
                           .msg_controllen = sizeof(control) };
@@ -234,7 +240,7 @@ static void send_fd(void)
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN(sizeof(sock));
     memcpy(CMSG_DATA(c), &sock, sizeof(sock));
-    if (sendmsg(sock, &msg, MSG_NOSIGNAL) != sizeof(data)) {
+    if (sendmsg(sock, &msg, MSG_NOSIGNAL) != len) {
         err(1, "sendmsg");
     }
 }
@@ -251,6 +257,29 @@ static void dma_message(uint64_t addr, uint32_t len, uint8_t fill)
     msg->count = len;
     memset(msg->data, fill, len);
     write_all(msg, size);
+}
+
+/* More than is to be kept: writes, or reads of more than they take. */
+static void flood(void)
+{
+    uint64_t at = regs[0] | (uint64_t)regs[1] << 32;
+    VFIOUserDMARW msg = {
+        .hdr = {
+            .command = VFIO_USER_DMA_READ,
+            .flags = VFIO_USER_REQUEST,
+            .size = sizeof(msg),
+        },
+        .offset = at,
+        .count = PAGE,
+    };
+
+    for (uint64_t sent = 0; sent < FLOOD; sent += PAGE) {
+        if (!strcmp(mode, "flood")) {
+            dma_message(at, PAGE, 0x5a);
+        } else {
+            write_all(&msg, sizeof(msg));
+        }
+    }
 }
 
 static int dma(uint64_t addr, uint32_t len, uint8_t fill)
@@ -348,9 +377,17 @@ static void access_region(VFIOUserHdr *hdr)
         reply(hdr, EINVAL, 0);
         return;
     }
+    if (!write && at != config && rw->offset == TESTDEV_STATUS &&
+        (!strcmp(mode, "flood") || !strcmp(mode, "ask"))) {
+        flood();
+    }
     if (!write) {
         memcpy(rw->data, at + rw->offset, rw->count);
         reply(hdr, 0, sizeof(*rw) - sizeof(*hdr) + rw->count);
+        while (!strcmp(mode, "ask") && at != config &&
+               rw->offset == TESTDEV_STATUS) {
+            pause();
+        }
         return;
     }
     if (!strcmp(mode, "message") && at == config && rw->offset == PCI_COMMAND &&
@@ -361,7 +398,7 @@ static void access_region(VFIOUserHdr *hdr)
     memcpy(at + rw->offset, rw->data, rw->count);
     if (at != config && rw->offset == TESTDEV_CMD) {
         if (!strcmp(mode, "fds")) {
-            send_fd();
+            send_fd(sizeof(VFIOUserDMARW));
         }
         regs[TESTDEV_STATUS / 4] =
             dma(regs[0] | (uint64_t)regs[1] << 32, regs[TESTDEV_LEN / 4],
@@ -397,7 +434,17 @@ static void handle(VFIOUserHdr *hdr, size_t len, int fd)
         break;
     case VFIO_USER_DMA_MAP:
         if (strstr(later ?: mode, "-map") && maps++ >= lies_from) {
-            if (strcmp(later ?: mode, "mute-map")) {
+            if (!strcmp(later ?: mode, "fds-map")) {
+                send_fd(sizeof(VFIOUserDMARW));
+            } else if (!strcmp(later ?: mode, "part-map")) {
+                send_fd(sizeof(VFIOUserDMARW) - 1);
+                /* that it be read by itself */
+                usleep(100 * 1000);
+                exit(0);
+            }
+            if (!strcmp(later ?: mode, "long-map")) {
+                reply(hdr, 0, PAGE);
+            } else if (strcmp(later ?: mode, "mute-map")) {
                 reply(hdr, EACCES, 0);
             }
             break;

@@ -930,9 +930,7 @@ static void test_bad_answer(gconstpointer opaque)
     g_assert_true(strstr(why, "cannot say what the device has written") ||
                   strstr(why, "Input/output error"));
     /* the VM and its device go on */
-    if (strcmp(mode, "long")) {
-        tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 3);
-    }
+    tracked_vm_scribble(&p.src, TESTDEV_CMD_DMA, 3);
     tracked_vm_stop(&p.src);
     server_stop(&p.src_server);
     g_unlink(p.stream);
@@ -1049,8 +1047,9 @@ static void map_device_find(TrackedVM *vm)
  */
 static void test_map_fails(gconstpointer opaque)
 {
-    bool mute = opaque;
-    const char *mode = mute ? "mute-map" : "refuse-map";
+    const char *mode = opaque;
+    int err = !strcmp(mode, "mute-map") ? ETIMEDOUT :
+              !strcmp(mode, "long-map") ? EINVAL : EACCES;
     g_autofree char *why = NULL;
     unsigned n = 0;
     Server server;
@@ -1065,7 +1064,7 @@ static void test_map_fails(gconstpointer opaque)
         const char *desc = qdict_get_str(error, "desc");
 
         g_assert_nonnull(strstr(desc, "the server refuses to map memory"));
-        g_assert_nonnull(strstr(desc, strerror(mute ? ETIMEDOUT : EACCES)));
+        g_assert_nonnull(strstr(desc, strerror(err)));
         qobject_unref(error);
         server_stop(&server);
         g_assert_cmpint(++n, <, 60);
@@ -1229,6 +1228,76 @@ static void test_fds(void)
     program = "vfio-user-testdev";
 }
 
+/* The same of a device that is not made, whose requests nobody looks at. */
+static void test_fds_map(gconstpointer opaque)
+{
+    unsigned before, after;
+    Server server;
+    TrackedVM vm;
+    QDict *error;
+
+    program = "vfio-user-rawdev";
+    tracked_vm_start(&vm, 0,
+                     "-device pcie-root-port,id=rp0,chassis=1,addr=7.0");
+    before = count_fds(&vm);
+    for (int i = 0; i < 10; i++) {
+        error = map_device_add(&vm, &server, opaque, 0);
+        g_assert_nonnull(error);
+        qobject_unref(error);
+        server_stop(&server);
+    }
+    after = count_fds(&vm);
+    g_test_message("%u file descriptors, %u later", before, after);
+    g_assert_cmpint(after, <, before + 5);
+    tracked_vm_stop(&vm);
+    program = "vfio-user-testdev";
+}
+
+static unsigned peak_mib(TrackedVM *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            (int)qtest_pid(vm->qts));
+    g_autofree char *status = NULL;
+    const char *peak;
+
+    g_assert_true(g_file_get_contents(path, &status, NULL, NULL));
+    peak = strstr(status, "VmHWM:");
+    g_assert_nonnull(peak);
+    return g_ascii_strtoull(peak + strlen("VmHWM:"), NULL, 10) >> 10;
+}
+
+/* A server that sends more than QEMU keeps is left; the VM goes on. */
+static void test_flood(gconstpointer opaque)
+{
+    g_autofree char *args = NULL;
+    unsigned before, after, tries = 0;
+    Server server;
+    TrackedVM vm;
+    QDict *rsp;
+
+    program = "vfio-user-rawdev";
+    server_start(&server, "a.sock", opaque);
+    args = device(&server, "6.0", "");
+    tracked_vm_start_private(&vm, QPCI_DEVFN(6, 0), args);
+    qtest_memset(vm.qts, VM_DMA_START, 0x11, VM_PAGE);
+    before = peak_mib(&vm);
+    /* the main loop waits for the status, which comes after the requests */
+    command_later(&vm, TESTDEV_CMD_DMA, VM_DMA_START, VM_PAGE, 0x43);
+    while (qpci_io_readl(vm.dev, vm.bar, TESTDEV_STATUS) != UINT32_MAX) {
+        g_assert_cmpint(tries++, <, 10);
+    }
+    after = peak_mib(&vm);
+    g_test_message("peak: %u MiB, %u MiB later", before, after);
+    /* it sends a GiB; a sanitizer keeps what is freed for a while */
+    g_assert_cmpint(after, <, before + 800);
+    rsp = qtest_qmp_assert_success_ref(vm.qts, "{ 'execute': 'query-status' }");
+    g_assert_true(qdict_get_bool(rsp, "running"));
+    qobject_unref(rsp);
+    tracked_vm_stop(&vm);
+    server_stop(&server);
+    program = "vfio-user-testdev";
+}
+
 /* Each vector is unmasked in the server when the guest uses it. */
 static void test_unmask(void)
 {
@@ -1330,12 +1399,20 @@ int main(int argc, char **argv)
                         test_capability_refused);
     qtest_add_data_func("/vfio-user-tracking/background-snapshot",
                         "background-snapshot", test_capability_refused);
-    qtest_add_data_func("/vfio-user-tracking/map-refused", NULL,
+    qtest_add_data_func("/vfio-user-tracking/map-refused", "refuse-map",
                         test_map_fails);
-    qtest_add_data_func("/vfio-user-tracking/map-mute", "", test_map_fails);
+    qtest_add_data_func("/vfio-user-tracking/map-mute", "mute-map",
+                        test_map_fails);
+    qtest_add_data_func("/vfio-user-tracking/map-long", "long-map",
+                        test_map_fails);
     qtest_add_func("/vfio-user-tracking/messages", test_messages);
     qtest_add_func("/vfio-user-tracking/last-message", test_last_message);
     qtest_add_func("/vfio-user-tracking/fds", test_fds);
+    qtest_add_data_func("/vfio-user-tracking/fds-map", "fds-map", test_fds_map);
+    qtest_add_data_func("/vfio-user-tracking/fds-part", "part-map",
+                        test_fds_map);
+    qtest_add_data_func("/vfio-user-tracking/flood", "flood", test_flood);
+    qtest_add_data_func("/vfio-user-tracking/ask", "ask", test_flood);
     qtest_add_func("/vfio-user-tracking/unmask", test_unmask);
 
     ret = g_test_run();

@@ -94,7 +94,7 @@ static bool ask(VFIOUserTracking *vut, VFIOUserHdr *hdr, uint16_t command,
     }
     if (hdr->flags & VFIO_USER_ERROR) {
         error_setg_errno(errp, hdr->error_reply,
-                         "the server refuses message %u", command);
+                         "message %u to the server fails", command);
         return false;
     }
     return true;
