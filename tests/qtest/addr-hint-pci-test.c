@@ -343,7 +343,7 @@ static void test_stale(void)
     Dut *t = dut_start("", "");
     uint64_t home = t->edu_bar.addr, elsewhere = 0xf0000000;
     struct ahint hint = get_hint(t, home, PAGE);
-    struct ahint posted;
+    struct ahint posted = {};
 
     g_assert_cmpuint(ahint_get_posted(&t->driver, home + EDU_LIVENESS, 4, 7,
                                       &posted), ==, ADDR_HINT_OK);
@@ -429,7 +429,7 @@ static void test_unplug_target(void)
 static void test_unplug_device(void)
 {
     Dut *t = dut_start("", "");
-    struct ahint hint;
+    struct ahint hint = {};
     char *info;
 
     for (int i = 0; i < 5; i++) {
@@ -506,7 +506,7 @@ static void test_unplug_self(const void *posted)
 {
     Dut *t = self_start("-device pcie-root-port,id=rp,addr=04.0,chassis=1");
     uint64_t slot = self_map(t, QPCI_DEVFN(4, 0), 1, 0xe0000000);
-    struct ahint hint;
+    struct ahint hint = {};
 
     g_assert_cmpuint(ahint_get_posted(&t->driver, slot, 2, SLOT_OFF, &hint),
                      ==, ADDR_HINT_OK);
@@ -609,7 +609,7 @@ static void test_doorbell(void)
 static void test_doorbell_stopped(void)
 {
     Dut *t = dut_start("", "");
-    struct ahint hint;
+    struct ahint hint = {};
 
     g_assert_cmpuint(ahint_get_posted(&t->driver,
                                       t->edu_bar.addr + EDU_LIVENESS, 4,
@@ -629,7 +629,7 @@ static void test_doorbell_shared(void)
 {
     Dut *t = dut_start("", "-device pci-testdev,addr=06.0");
     QPCIDevice *dev = qpci_device_find(t->bus, QPCI_DEVFN(6, 0));
-    struct ahint hint;
+    struct ahint hint = {};
     QPCIBar bar;
 
     qpci_device_enable(dev);
@@ -897,7 +897,7 @@ static void test_migrate(const void *twice)
 {
     Dut *t = dut_start("", MIGRATED);
     uint64_t nic = nic_start(t, 6), other = nic_start(t, 7);
-    struct ahint hint[3], stale, posted;
+    struct ahint hint[3], stale, posted = {};
 
     for (int i = 0; i < 3; i++) {
         hint[i] = get_hint(t, nic, PAGE);
@@ -947,7 +947,7 @@ static void test_migrate_shared(void)
 {
     Dut *t = dut_start("", MIGRATED);
     QPCIDevice *dev = qpci_device_find(t->bus, QPCI_DEVFN(8, 0));
-    struct ahint hint;
+    struct ahint hint = {};
     QPCIBar bar;
 
     qpci_device_enable(dev);

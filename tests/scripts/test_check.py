@@ -104,13 +104,17 @@ class Check(unittest.TestCase):
 
     def test_warnings_of_touched_files_only(self):
         log = ('[1/2] Compiling C object a.o\n'
-               '../tree/include/a.h:1:2: warning: odd [-Wodd]\n'
-               '../tree/b.c:3:4: warning: upstream has it, too\n'
+               '../tree/include/a.h:1:2: warning: ‘struct A’ declared inside '
+               'parameter list will not be visible outside\n'
+               '../tree/b.c:3:4: warning: upstream has it [-Wint-conversion]\n'
+               '../tree/block/c.c:5:6: warning: odd [-Wodd]\n'
                '../tree/block/c.c:5:6: note: declared here\n')
-        self.assertEqual(
-            self.check.warnings_of(log, {'include/a.h', 'block/c.c'}),
-            ['include/a.h: warning: odd [-Wodd]'])
-        self.assertEqual(self.check.warnings_of(log, {'block/c.c'}), [])
+        refused, rest = self.check.warnings_of(log,
+                                               {'include/a.h', 'block/c.c'})
+        self.assertEqual(len(refused), 1)
+        self.assertIn('include/a.h: warning: ‘struct A’', refused[0])
+        self.assertEqual(rest, ['block/c.c: warning: odd [-Wodd]'])
+        self.assertEqual(self.check.warnings_of(log, {'d.c'}), ([], []))
 
     def test_folder_without_tests_fails(self):
         empty = self.folder / 'empty'
