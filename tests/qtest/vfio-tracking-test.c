@@ -1122,7 +1122,6 @@ static void test_background(gconstpointer unplug)
     g_autofree char *uri = g_strdup_printf("file:%s", stream);
     g_autofree char *incoming = NULL;
     TrackedVM dst;
-    QDict *rsp;
     Pair p;
 
     pair_private = true;
@@ -1130,13 +1129,7 @@ static void test_background(gconstpointer unplug)
     pair_open(&p, 30000);
     pair_private = false;
     pair_unplug = "late";
-    rsp = qtest_qmp(p.vm.qts,
-        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
-        "  'capabilities': [ { 'capability': 'background-snapshot',"
-        "                      'state': true } ] } }");
-    if (qdict_haskey(rsp, "error")) {
-        g_test_skip("this host has no background snapshots");
-    } else {
+    if (tracked_vm_capability_or_skip(&p.vm, "background-snapshot")) {
         qtest_qmp_assert_success(p.vm.qts,
             "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
         tracked_vm_wait(&p.vm, "wait-unplug");
@@ -1151,7 +1144,6 @@ static void test_background(gconstpointer unplug)
         tracked_vm_wait(&dst, "completed");
         tracked_vm_stop(&dst);
     }
-    qobject_unref(rsp);
     pair_stop(&p);
 }
 
@@ -1163,7 +1155,6 @@ static void test_late_background_fails(void)
 {
     g_autofree char *before = NULL, *after = NULL, *why = NULL, *path = NULL;
     int full = open("/dev/full", O_WRONLY);
-    QDict *rsp;
     Pair p;
 
     pair_private = true;
@@ -1171,13 +1162,7 @@ static void test_late_background_fails(void)
     pair_private = false;
     path = g_strdup_printf("/proc/%d/fd/0", (int)qtest_pid(p.vm.qts));
     before = g_file_read_link(path, NULL);
-    rsp = qtest_qmp(p.vm.qts,
-        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
-        "  'capabilities': [ { 'capability': 'background-snapshot',"
-        "                      'state': true } ] } }");
-    if (qdict_haskey(rsp, "error")) {
-        g_test_skip("this host has no background snapshots");
-    } else {
+    if (tracked_vm_capability_or_skip(&p.vm, "background-snapshot")) {
         qtest_qmp_fds_assert_success(p.vm.qts, &full, 1,
             "{ 'execute': 'getfd', 'arguments': { 'fdname': 'full' } }");
         qtest_qmp_assert_success(p.vm.qts,
@@ -1191,7 +1176,6 @@ static void test_late_background_fails(void)
         g_assert_nonnull(before);
         g_assert_cmpstr(before, ==, after);
     }
-    qobject_unref(rsp);
     close(full);
     pair_stop(&p);
 }

@@ -100,6 +100,21 @@ void tracked_vm_fill(TrackedVM *vm)
 
 /* ----------------------------------------------------------- the migration */
 
+bool tracked_vm_capability_or_skip(TrackedVM *vm, const char *capability)
+{
+    QDict *rsp = qtest_qmp(vm->qts,
+        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        "  'capabilities': [ { 'capability': %s, 'state': true } ] } }",
+        capability);
+    QDict *error = qdict_get_qdict(rsp, "error");
+
+    if (error) {
+        g_test_skip(qdict_get_str(error, "desc"));
+    }
+    qobject_unref(rsp);
+    return !error;
+}
+
 void tracked_vm_migrate(TrackedVM *vm, const char *path)
 {
     g_autofree char *uri = g_strdup_printf("file:%s", path);

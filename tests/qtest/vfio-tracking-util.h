@@ -48,6 +48,8 @@ void tracked_vm_scribble(TrackedVM *vm, uint32_t cmd, unsigned writes);
 /* Give RAM contents, so that there is something to migrate. */
 void tracked_vm_fill(TrackedVM *vm);
 
+/* Switch a capability on; where the host lacks it, skip the test and say so. */
+bool tracked_vm_capability_or_skip(TrackedVM *vm, const char *capability);
 /* Begin to migrate to @path, slowly, with a stop before the switchover. */
 void tracked_vm_migrate(TrackedVM *vm, const char *path);
 void tracked_vm_migrate_to(TrackedVM *vm, const char *uri);

@@ -303,17 +303,10 @@ static bool is_master(TrackedVM *vm)
  */
 static void test_capability_refused(gconstpointer capability)
 {
-    QDict *rsp;
     Pair p;
 
     pair_start(&p, "track");
-    rsp = qtest_qmp(p.src.qts,
-        "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
-        "  'capabilities': [ { 'capability': %s, 'state': true } ] } }",
-        (const char *)capability);
-    if (qdict_haskey(rsp, "error")) {
-        g_test_skip("this host does not have the capability");
-    } else {
+    if (tracked_vm_capability_or_skip(&p.src, capability)) {
         g_autofree char *why = g_strdup_printf(
             "a vfio-user server does not work with the capability %s",
             (const char *)capability);
@@ -331,7 +324,6 @@ static void test_capability_refused(gconstpointer capability)
             "  'uri': 'exec:cat >/dev/null' } }");
         tracked_vm_wait(&p.src, "completed");
     }
-    qobject_unref(rsp);
     tracked_vm_stop(&p.src);
     server_stop(&p.src_server);
     g_free(p.stream);
